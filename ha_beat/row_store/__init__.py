@@ -5,5 +5,5 @@
 
 - Reading: ``reader`` (changes), ``differences`` and ``full_read`` (changes that leave no other trace), ``table``.
 - Writing: ``writer`` (queue), ``updates`` (transactions), ``failed_rows`` (retries), ``static_entries``.
-- ``sync`` has the thread of each, ``source`` connects them with the main loop.
+- Both: ``sync`` (a thread for each), ``source`` (connection to the main loop).
 """

@@ -113,7 +113,7 @@ class FullReads:
         if not read.done:
             # As long a pause as the work, because the main loop needs the interpreter too.
             return ended - began if read.urgent else None
-        self._table.forget_deleted(self._query.existing)
+        self._table.forget_deleted()
         self.complete += 1
         self._due = min(self._due, ended + FULL_READ_INTERVAL)
         self._urgent_from = ended + _URGENT_PAUSE * read.worked

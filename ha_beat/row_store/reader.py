@@ -46,17 +46,8 @@ class RowReader:
         emit: Callable[[events.Event], None],
         progress: Callable[[], None] = lambda: None,
     ) -> None:
-        """Create a reader.
-
-        Args:
-            query: Queries for the rows.
-            make_entry: Makes the entry of a model. If it raises, the row is reported and left out.
-            clock: Measures the time between reads.
-            now: Returns the scheduling time.
-            emit: Receives the events.
-            progress: Called after each page of a complete read.
-        """
-        self.table = RowTable(query.models, make_entry, emit)
+        """``now`` returns the scheduling time, and ``progress`` is called after each page of a complete read."""
+        self.table = RowTable(query, make_entry, emit)
         self._query = query
         self._clock = clock
         self._now = now

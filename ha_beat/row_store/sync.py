@@ -18,21 +18,68 @@ from ha_beat import events
 from ha_beat.beat_loop import Runtime
 from ha_beat.clock import Clock
 from ha_beat.reasons import Duty, DutyFault, EntryFault
-from ha_beat.row_store.backend import RowStore
+from ha_beat.row_store.backend import Database, DatabaseFault, RowStore
 from ha_beat.row_store.entry import RowEntry
 from ha_beat.row_store.limits import first_line
 from ha_beat.row_store.reader import RowReader
 from ha_beat.row_store.table import RowTable
-from ha_beat.row_store.thread import DatabaseThread
 from ha_beat.row_store.updates import RowUpdates, TableLocked
 from ha_beat.row_store.writer import RowWriter
 from ha_beat.schedule_sources.stored_source import LATE_AFTER, POLL_INTERVAL
 from ha_beat.store.lease import Term
+from ha_beat.threads import RepeatingThread
 
 logger = logging.getLogger("ha_beat")
 
 #: Rows that are named in one report.
 _NAMED = 5
+
+_DUTY_FAULTS = {DatabaseFault.TIMED_OUT: DutyFault.TIMED_OUT, DatabaseFault.UNREACHABLE: DutyFault.UNREACHABLE}
+
+
+class DatabaseThread(RepeatingThread):
+    """Thread of one duty. A subclass defines the work of a turn."""
+
+    name: str
+    duty: Duty
+
+    def __init__(self, app: Celery, database: Database, runtime: Runtime, clock: Clock, interval: float) -> None:
+        """``app`` is made current in the thread. ``interval`` is in seconds, between two turns."""
+        super().__init__(name=self.name, interval=interval, clock=clock, emit=runtime.events.emit)
+        self._app = app
+        self._database = database
+        self._runtime = runtime
+        self._duties = runtime.duties
+
+    @property
+    def term(self) -> Term | None:
+        """Return the replica's term, ``None`` on a standby."""
+        return self._runtime.elector.handle.term
+
+    def work(self) -> float | None:
+        """Do the duty once. Return the seconds until the next turn, ``None`` for the interval. May raise anything."""
+        raise NotImplementedError
+
+    def begin(self) -> None:
+        self._app.set_current()
+        self._database.open()
+
+    def end(self) -> None:
+        self._database.close()
+
+    def turn(self) -> float | None:
+        """Do the duty. Report an exception, and close the connections, because one that was cut stays unusable."""
+        try:
+            self._database.refresh()
+            return self.work()
+        except Exception as exc:
+            fault = DatabaseFault.TIMED_OUT if isinstance(exc, TableLocked) else self._database.fault(exc)
+            if fault is None:
+                self._duties.raised(self.duty, exc)
+            else:
+                self._duties.failed(self.duty, _DUTY_FAULTS.get(fault, DutyFault.REFUSED), first_line(exc))
+            self._database.close()
+        return None
 
 
 class ReadingThread(DatabaseThread):
@@ -171,18 +218,7 @@ class RowSync:
         settled: Callable[[str], bool],
         interval: float = POLL_INTERVAL,
     ) -> None:
-        """Create the threads without starting them.
-
-        Args:
-            store: The store of the rows.
-            runtime: The replica.
-            app: Made current in the threads.
-            clock: Measures the time between reads and between attempts.
-            make_entry: Makes the entry of a model. If it raises, the row is reported and left out.
-            begin_term: See :class:`WritingThread`.
-            settled: See :class:`~ha_beat.row_store.writer.RowWriter`.
-            interval: Seconds between turns.
-        """
+        """Create the threads without starting them. ``begin_term`` is that of :class:`WritingThread`."""
         now, common = runtime.enqueuer.now, (app, store.database, runtime, clock, interval)
         reads, writes = (partial(runtime.duties.progressed, duty) for duty in (Duty.READ_SCHEDULE, Duty.WRITE_ROWS))
         reader = RowReader(store.queries, make_entry, clock=clock, now=now, emit=runtime.events.emit, progress=reads)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ha_beat import events
 from ha_beat.reasons import EntryFault
-from ha_beat.row_store.backend import Row, Totals, chunks
+from ha_beat.row_store.backend import Row, RowQueries, Totals, chunks
 from ha_beat.row_store.entry import RowEntry
 from ha_beat.schedule_sources.stored_source import Table
 
@@ -22,19 +22,13 @@ class RowTable(Table):
 
     def __init__(
         self,
-        models: Callable[[Sequence[Any]], Iterable[tuple[Any, Any]]],
+        query: RowQueries,
         make_entry: Callable[[Any], RowEntry],
         emit: Callable[[events.Event], None],
     ) -> None:
-        """Create an empty table.
-
-        Args:
-            models: See :meth:`~ha_beat.row_store.backend.RowQueries.models`.
-            make_entry: Makes the entry of a model. If it raises, the row is reported and left out.
-            emit: Receives the events.
-        """
+        """If ``make_entry`` raises for a model, the row is reported and left out."""
         super().__init__(emit)
-        self._models = models
+        self._query = query
         self._make_entry = make_entry
         self.expiries = Expiries(self.entries)
         #: Definitions of the rows, including unreadable ones, by primary key.
@@ -102,7 +96,7 @@ class RowTable(Table):
         """Make the entries of the enabled ones of these rows. Report a row that can't be read, as ``None``."""
         made: dict[Any, RowEntry | None] = {}
         for chunk in chunks(list(differing)):
-            for pk, model in self._models(chunk):
+            for pk, model in self._query.models(chunk):
                 try:
                     if isinstance(model, Exception):
                         raise model
@@ -119,11 +113,11 @@ class RowTable(Table):
         for entry_id in ids:
             self.entries.pop(entry_id, None)
 
-    def forget_deleted(self, existing: Callable[[Sequence[str]], set[str]]) -> None:
+    def forget_deleted(self) -> None:
         """Forget removed entries whose rows were deleted, so that they do not accumulate on a standby."""
         removed = self._removed.copy()
         for chunk in chunks(list(removed)):
-            for entry_id in set(chunk) - existing(chunk):
+            for entry_id in set(chunk) - self._query.existing(chunk):
                 self.forget_removed(entry_id, removed[entry_id])
 
 

@@ -33,14 +33,10 @@ class RowWriter:
         settled: Callable[[str], bool] = lambda _: True,
         progress: Callable[[], None] = lambda: None,
     ) -> None:
-        """Create a writer.
+        """Create a writer for the ``rows`` as last read.
 
-        Args:
-            updates: Updates of the rows in the database.
-            rows: The rows as last read.
-            clock: Measures the time between attempts at a row that can't be written.
-            settled: True if each due instant of the entry with this primary key has its verdict.
-            progress: Called after each chunk of rows, and after each page of the ledger.
+        ``settled`` is true for an id if each due instant of the entry has its verdict. ``progress`` is called after
+        each chunk of rows and each page of the ledger.
         """
         self._updates = updates
         self._settled = settled

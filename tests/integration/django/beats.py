@@ -25,7 +25,7 @@ def beats(site: Site, replicas: int = 2, scheduler: str = HA, **options: Any) ->
 
 
 def kill_leader(cluster: BeatCluster) -> Replica:
-    """Kill the leader, and wait for the next one; return the killed one."""
+    """Kill the leader and wait for the next one. Return the killed replica."""
     leader = cluster.wait_for_leader()
     leader.kill()
     cluster.wait_for_leader(other_than=leader)

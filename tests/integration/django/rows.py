@@ -8,7 +8,12 @@ from django.db import transaction
 from django.utils import timezone
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask, PeriodicTasks
 
+from ha_beat.django.entries import RowEntry
+from ha_beat.django.queries import DjangoQueries
+from ha_beat.row_store.reader import RowReader
 from tests.faults.cluster import BeatCluster
+from tests.integration.django.project.app import app
+from tests.support.clocks import AdvancedClock
 from tests.support.servers import wait_for
 
 
@@ -60,6 +65,17 @@ def wait_for_verdict(cluster: BeatCluster, task: Any, expected: str, within: flo
 
 def wait_until_disabled(task: Any, within: float = 40) -> None:
     wait_for(lambda: not fresh(task).enabled, within, f"{task} to be disabled", 0.05)
+
+
+def reader_of(clock: AdvancedClock, **options: Any) -> RowReader:
+    """Return a reader of all enabled rows; the options are those of `RowReader`."""
+    return RowReader(
+        DjangoQueries(PeriodicTasks, lambda: PeriodicTask.objects.filter(enabled=True)),
+        lambda model: RowEntry(model, app),
+        clock=clock,
+        now=lambda: datetime.now(UTC) + timedelta(seconds=clock.ahead),
+        **{"emit": lambda _: None, **options},
+    )
 
 
 def next_minute(at_least: float) -> datetime:

@@ -143,7 +143,7 @@ def test_admin_works_without_redis(site):
 
 
 def test_tasks_show_the_clusters_state_and_run_now(running, site):
-    """Also a task whose name looks like one of Django's change messages."""
+    """The task's name looks like one of Django's change messages."""
     task = PeriodicTask.objects.get(name="task")
     task.name = "changed and added"
     task.save()
@@ -204,7 +204,7 @@ def test_misfire_rules_are_stored_in_the_headers_and_not_sent(site):
 
 @pytest.mark.parametrize("own", ['{"misfire": "never"}', '{"misfire_gracce": 3}', '"skip"'])
 def test_form_refuses_invalid_misfire_rules(site, own):
-    """Beat would leave out the task and only log it."""
+    """Beat would leave out the task, and only log that."""
     task = row("task", interval=every(60))
     answer = client_of(superuser=True).post(page_of(task), fields_of(task, headers=f'{{"ha_beat": {own}}}'))
     assert answer.status_code == 200
@@ -221,7 +221,7 @@ def test_viewer_sees_a_tasks_misfire_rules(site):
 
 
 def test_task_that_never_ran_shows_no_last_run(site):
-    """To compute the next instant, django-celery-beat's entry fills in a last run 30 years before the start."""
+    """django-celery-beat's entry sets a missing last run to 30 years before the start."""
     set_ledger_row(site, row("task", interval=every(60), start_time=soon(-30)))
     page = client_of(superuser=True).get(TASKS).content.decode()
     assert cells(page, "last_run_at") == ["-"]
@@ -243,7 +243,7 @@ def test_list_needs_as_many_queries_for_50_tasks_as_for_2(site):
 
 
 def test_list_shows_old_verdicts_from_the_ledger(site):
-    """The journal's newest records are all of other tasks."""
+    """The newest records of the journal belong to other tasks."""
     due = datetime.now(UTC) - timedelta(days=1)
     late = round(due.timestamp() * 1000) + 2500
     ran = {"scheduled_at": due, "dispatched_ms": late}

@@ -49,7 +49,7 @@ def test_check_command_accepts_a_correct_project_and_reports_a_mistake(site):
     ],
 )
 def test_check_reports_each_mistake_with_a_hint(found, settings):
-    """The tests' database is in memory, which is a mistake too."""
+    """The tests' database is in memory, which is always reported."""
     use({"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"})
     with override_settings(**settings):
         parts = (checks.check_apps, checks.check_scheduler, checks.check_time_zones, checks.check_database)
@@ -79,7 +79,7 @@ def test_check_reports_each_mistake_of_the_cluster(monkeypatch, found, settings)
 
 @pytest.mark.slow
 def test_check_reports_missing_tables_and_an_unreachable_database(site, tmp_path):
-    """Missing tables are no fault before `migrate`."""
+    """The command `migrate` does not report them: it creates the tables."""
     for file, found in (("empty.sqlite3", "ha_beat.W007"), ("nowhere/x.sqlite3", "ha_beat.E006")):
         databases = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": os.fspath(tmp_path / file)}}
         output = run_check(site, "--database", "default", DATABASES=databases)
@@ -97,5 +97,5 @@ def test_check_reports_a_missing_app(monkeypatch):
 
 
 def test_environment_of_the_tests_names_no_settings_module():
-    """Each process gets it from its site."""
+    """Processes of other tests would inherit it."""
     assert os.environ.get("DJANGO_SETTINGS_MODULE") != SETTINGS

@@ -40,7 +40,7 @@ def test_one_off_and_clocked_rows_run_once_if_the_leader_dies(any_site):
 
 @pytest.fixture
 def sites(site: Site, postgres_site: Site, redis_server: RedisServer) -> list[Site]:
-    """A site on each database, with its own Redis: a test that waits for minutes runs on both at once."""
+    """A site on each database, each with a separate Redis, for tests that wait for minutes on both at the same time."""
     return [Site(site.database, redis_server), postgres_site]
 
 
@@ -92,7 +92,7 @@ def test_three_kills_in_three_minutes_lose_and_repeat_nothing(sites):
 
 @pytest.mark.timeout(240)
 def test_stock_beat_repeats_tasks_in_the_same_case(sites):
-    """This proves that the test above can fail: stock beat, killed and restarted, sends the tasks again."""
+    """The test above can fail: stock beat sends the tasks again after a kill and a restart."""
     create(sites, lambda: (row("minutely", crontab=cron()), row("interval", interval=every(10))))
     with ExitStack() as stack:
         clusters = [stack.enter_context(beats(site, replicas=1, scheduler=STOCK)) for site in sites]

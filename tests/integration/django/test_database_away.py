@@ -54,7 +54,7 @@ def test_dispatch_continues_while_the_leader_has_no_database(postgres_site):
 
 @pytest.mark.slow
 def test_locked_table_delays_only_the_rows(postgres_site):
-    """As during a migration. Dispatch and takeover continue, and a stop does not wait."""
+    """A migration may lock it. Dispatch and takeover continue, and a stop does not wait."""
     task = row("task", interval=every(0.5))
     with beats(postgres_site, replicas=3) as cluster:
         postgres_site.wait_for()
@@ -75,7 +75,7 @@ def test_locked_table_delays_only_the_rows(postgres_site):
 
 @pytest.mark.slow
 def test_replica_with_read_only_access_stands_by_and_leads(postgres_site):
-    """A standby writes nothing, even when it ends. Once it leads, edits count, and the rows catch up later."""
+    """A standby writes nothing, even at its end. A leader without write access follows edits."""
     role = f"reader_{time.time_ns()}"
     reader = Site({**postgres_site.database, "USER": role}, postgres_site.redis)
     with connection.cursor() as cursor:
@@ -129,7 +129,7 @@ def test_takeover_needs_no_database(postgres_site, seconds):
 
 @pytest.mark.slow
 def test_replica_that_never_read_the_schedule_does_not_lead(postgres_site):
-    """It reports this, and leads once the database is reachable."""
+    """The replica reports this, and leads once the database is reachable."""
     row("task", interval=every(0.5))
     with contextlib.ExitStack() as stack:
         with database_stopped(postgres_site):

@@ -46,7 +46,7 @@ def save(task: PeriodicTask, **fields: object) -> None:
 
 
 def test_row_disabled_earlier_keeps_its_grid_after_a_takeover(site):
-    """The standby has seen it disabled and enabled, which the old leader had handled."""
+    """The old leader had handled both edits, and the standby has seen them."""
     task = row("task", interval=every(2))
     with beats(site) as cluster:
         cluster.wait_until_up()
@@ -88,7 +88,7 @@ def test_one_off_row_that_is_enabled_again_runs_again(any_site):
 
 
 def test_row_disabled_while_no_beat_runs_owes_nothing_for_that_time(site):
-    """The admin's actions leave only one trace in the row: its last run is cleared."""
+    """The only trace of the admin's actions in the row is the cleared last run."""
     task = row("task", interval=every(6))
     with beats(site, replicas=1) as cluster:
         wait_for(lambda: fresh(task).last_run_at, 40, "its run in the row", 0.05)
@@ -106,7 +106,7 @@ def test_row_disabled_while_no_beat_runs_owes_nothing_for_that_time(site):
 
 
 def test_clocked_row_runs_again_at_another_time(site):
-    """Also at a time that is past when the form is saved, such as the admin's "now", as with stock."""
+    """The new time may be past when the form is saved, such as the admin's "now". Stock runs such a row, too."""
     task = row("task", clocked=at(soon(3)), one_off=True)
     with beats(site) as cluster:
         for runs, seconds in ((1, 0), (2, 3), (3, -3)):
@@ -119,47 +119,50 @@ def test_clocked_row_runs_again_at_another_time(site):
     assert site.names() == ["task"] * 3
 
 
+EDITED = ("earlier", "past", "interval")
+
+
+def clocked_rows() -> list[PeriodicTask]:
+    return [row(name, clocked=at(soon(600)), one_off=True) for name in EDITED]
+
+
+def edit_clocked_rows(earlier: PeriodicTask, past: PeriodicTask, interval: PeriodicTask) -> None:
+    """Move the rows to an earlier time and to the past, and make one an interval."""
+    save(earlier, clocked=at(soon(6)))
+    save(past, clocked=at(soon(-300)))
+    save(interval, clocked=None, interval=every(2))
+
+
 def test_clocked_row_edited_before_it_has_run_runs_as_edited(site):
-    """Moved to an earlier time, to the past, and made an interval."""
-    earlier, past, interval = (
-        row(name, clocked=at(soon(600)), one_off=True) for name in ("earlier", "past", "interval")
-    )
-    recurring = row("recurring", interval=every(1))
+    tasks, recurring = clocked_rows(), row("recurring", interval=every(1))
     with beats(site) as cluster:
         site.wait_for("recurring")
-        wait_for_verdict(cluster, interval, "armed")
-        save(earlier, clocked=at(soon(5)))
-        save(past, clocked=at(soon(-300)))
-        save(interval, clocked=None, interval=every(2))
+        wait_for_verdict(cluster, tasks[-1], "armed")
+        edit_clocked_rows(*tasks)
         save(recurring, clocked=at(soon(-300)), interval=None, one_off=True)
         time.sleep(2)
         kill_leader(cluster)
-        for task in (earlier, past, interval, recurring):
+        for task in (*tasks, recurring):
             wait_until_disabled(task, 15)
         time.sleep(1)
         assert "entry_failed" not in cluster.logs(200)
-    names = site.names()
-    assert [names.count(name) for name in ("earlier", "past", "interval")] == [1, 1, 1]
-    assert site.instants("earlier") == [earlier.clocked.clocked_time]
+    assert [site.names().count(name) for name in EDITED] == [1, 1, 1]
+    assert site.instants("earlier") == [tasks[0].clocked.clocked_time]
     site.assert_none_twice("recurring")
 
 
 def test_edited_clocked_rows_send_what_they_send_with_stock(site):
-    names = ("earlier", "past", "interval")
-
     def sent(scheduler: str) -> list[int]:
         PeriodicTask.objects.all().delete()
         site.redis.admin.flushall()
-        earlier, past, interval = (row(name, clocked=at(soon(600)), one_off=True) for name in names)
+        tasks = clocked_rows()
         row("recurring", interval=every(1))
         with beats(site, replicas=1, scheduler=scheduler):
             site.wait_for("recurring")
-            save(earlier, clocked=at(soon(8)))
-            save(past, clocked=at(soon(-300)))
-            save(interval, clocked=None, interval=every(2))
-            wait_for(lambda: set(names) <= set(site.names()), 40, "a message of each row")
+            edit_clocked_rows(*tasks)
+            wait_for(lambda: set(EDITED) <= set(site.names()), 40, "a message of each row")
             time.sleep(3)
-        return [site.names().count(name) for name in names]
+        return [site.names().count(name) for name in EDITED]
 
     assert sent(HA) == sent(STOCK) == [1, 1, 1]
 
@@ -179,7 +182,6 @@ def test_one_off_row_that_its_own_task_sets_again_runs_again(site):
 
 
 def test_instants_due_without_a_leader_have_a_verdict_in_ended_rows(site):
-    """Expired, disabled and deleted."""
     tasks = {name: row(name, interval=every(1)) for name in ("expired", "disabled", "deleted")}
     tasks["clocked"] = row("clocked", clocked=at(soon(600)), one_off=True)
     with beats(site, replicas=1) as cluster:
@@ -224,7 +226,7 @@ def test_clocked_row_disabled_at_its_time_does_not_run_later(site):
 
 
 def test_row_recreated_with_the_same_name_is_another_entry(site):
-    """In one transaction, as in a deployment script. The new row owes nothing of the old one."""
+    """A deployment script may do both in one transaction. Occurrences of the old row are not owed."""
     old = row("task", interval=every(0.5))
     with beats(site) as cluster:
         site.wait_for()
@@ -256,7 +258,7 @@ def test_rolled_back_transaction_changes_nothing(site):
 
 
 def test_edit_of_a_shared_schedule_affects_its_rows_and_owes_no_past(site):
-    """A crontab is moved to a time zone in which its hour is over today."""
+    """The crontab moves to a time zone in which its hour has passed today."""
     now = soon(0)
     past = now - timedelta(minutes=2)
     crontab = cron(minute=str(past.minute), hour=str(past.hour))
@@ -329,7 +331,6 @@ def test_many_switches_in_a_second_end_in_the_last_state(any_site):
 
 
 def test_message_has_all_options_of_its_row(site):
-    """Exchange, routing key, priority, headers, arguments and expiry."""
     fields = {"args": "[1]", "kwargs": '{"a": 2}', "exchange": "other", "routing_key": "there", "priority": 3}
     row("task", interval=every(0.5), headers='{"x": "y"}', expire_seconds=90, **fields)
     with Connection(site.redis.url) as connection:
@@ -350,7 +351,7 @@ def test_message_has_all_options_of_its_row(site):
 
 
 def test_clock_step_neither_silences_a_new_row_nor_expires_a_row(site):
-    """The clocks of both replicas jump an hour ahead, which scheduling does not follow."""
+    """The clocks of both replicas step an hour ahead. The scheduling time does not."""
     clock = need(SteppedClock)
     row("old", interval=every(1))
     ends = row("ends in half an hour", interval=every(1), expires=soon(1800))

@@ -82,7 +82,7 @@ class World:
 
 
 class Replica:
-    """Leader with the real reader, writer and rules. Killing it is dropping it."""
+    """Leader with the real reader, writer and rules. A test kills it by dropping it."""
 
     def __init__(self, world: World, on_send: Callable[[], None]) -> None:
         self.world, self.on_send = world, on_send
@@ -252,7 +252,7 @@ def due(task: Any, after: datetime, until: datetime) -> list[datetime]:
 
 
 class Simulation:
-    """One row and its leaders, with what a reader of the docs expects."""
+    """One row and its leaders, with the instants that must have a verdict."""
 
     def __init__(self) -> None:
         self.world = World()

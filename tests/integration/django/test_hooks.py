@@ -14,7 +14,7 @@ SCHEDULERS = "tests.integration.django.project.schedulers"
 
 
 def test_overridden_methods_are_called(site, tmp_path: Path):
-    """A row whose ``is_due`` is asked still waits for its start."""
+    """If the scheduler class overrides ``is_due``, a row still waits for its start."""
     row("loud", interval=every(1))
     row("muted", interval=every(1))
     row("late", interval=every(1), start_time=soon(3600))

@@ -31,7 +31,7 @@ def hourly() -> IntervalSchedule:
 
 
 def test_crontab_follows_its_time_zone():
-    """06:30 in New York across the change to summer time on 8 March 2026."""
+    """The clock in New York changes to summer time on 8 March 2026."""
     task = entry(crontab=CrontabSchedule(minute="30", hour="6", timezone=ZoneInfo("America/New_York")))
     first = task.instants.next_after(datetime(2026, 3, 7, tzinfo=UTC))
     second = task.instants.next_after(first)
@@ -41,7 +41,7 @@ def test_crontab_follows_its_time_zone():
 
 @pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "Asia/Kolkata", "America/St_Johns"])
 def test_crontab_is_due_when_stock_is_due(zone, monkeypatch):
-    """Stock's entry is due at our instant, and not a second before."""
+    """Stock's entry is due at the same instant, and not a second earlier."""
     fields = {"crontab": CrontabSchedule(minute="10,40", hour="*/5", timezone=ZoneInfo(zone))}
     instant = entry(**fields).instants.next_after(NOON)
     for at, due in ((instant - timedelta(seconds=1), False), (instant, True)):
@@ -121,7 +121,7 @@ def test_signature_depends_only_on_the_schedule():
 
 
 def test_schedule_that_a_project_computes_is_used():
-    """Its entries may change the schedule by another column."""
+    """The project's entry class changes the schedule by another column."""
 
     class Later(RowEntry):
         def __init__(self, model: Any, app: Any = None) -> None:

@@ -38,7 +38,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def web(site: Site, tmp_path: Path) -> Iterator[str]:
-    """Run Django's server on the site; return its URL."""
+    """Run Django's server on the site and return its URL."""
     port = free_port()
     command = [sys.executable, "-m", "django", "runserver", "--noreload", f"127.0.0.1:{port}"]
     env = base_environment(site.env(DEBUG=True))
@@ -73,7 +73,7 @@ def screenshots(tmp_path: Path) -> str:
 
 
 def page_of(browser: Any, web: str, *permissions: str, **context: Any) -> tuple[Any, list[str]]:
-    """Open the page as a member of staff; return it and the browser's errors."""
+    """Open the page as a member of staff. Return the page and the browser's errors."""
     create_staff(*permissions)
     page = browser.new_page(**{"viewport": {"width": 1200, "height": 1000}, **context})
     errors: list[str] = []
@@ -130,7 +130,7 @@ def test_buttons_pause_resume_and_step_down(browser, web, running, screenshots):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_pages_are_accessible(browser, web, running, screenshots, scheme, width):
-    """axe checks contrast, labels and keyboard access in this package's parts of the pages."""
+    """axe checks contrast, labels and keyboard access in the parts of the pages that this package adds."""
     from axe_playwright_python.sync_playwright import Axe
 
     codes = ("control_cluster", "view_periodictask", "change_periodictask")

@@ -1,7 +1,7 @@
 """Reading of changed rows at a cost that does not depend on the others, on a real database."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from unittest.mock import Mock
 
@@ -15,9 +15,8 @@ from ha_beat.django.entries import RowEntry
 from ha_beat.django.queries import DjangoQueries
 from ha_beat.row_store import differences, full_read, reader
 from ha_beat.row_store.full_read import FULL_READ_INTERVAL
-from ha_beat.row_store.reader import RowReader
 from tests.integration.django.project.app import app
-from tests.integration.django.rows import cron, every, row
+from tests.integration.django.rows import cron, every, reader_of, row
 from tests.support.clocks import SteppedClock
 
 #: Rows per page in these tests, and rows in the table.
@@ -25,7 +24,7 @@ PAGE, ROWS = 4, 30
 
 
 class Table:
-    """A reader of a table with more rows than a page, and the number of rows that it reads from the database."""
+    """Reader of a table with more rows than a page. It counts the rows that it reads from the database."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for module in (full_read, reader):
@@ -38,14 +37,7 @@ class Table:
         PeriodicTasks.update_changed()
         self.clock = SteppedClock()
         self.events: list[events.Event] = []
-        self.reader = RowReader(
-            DjangoQueries(PeriodicTasks, lambda: PeriodicTask.objects.filter(enabled=True)),
-            lambda model: RowEntry(model, app),
-            clock=self.clock,
-            now=lambda: datetime.now(UTC) + timedelta(seconds=self.clock.ahead),
-            emit=self.events.append,
-            progress=self._page_read,
-        )
+        self.reader = reader_of(self.clock, emit=self.events.append, progress=self._page_read)
         self.pages_read, self.page_seconds = 0, 0.0
         self.reader.turn()
         self.rows_read = 0
@@ -139,7 +131,7 @@ COSTLY: dict[str, Callable[[list[Any]], Any]] = {
 
 @pytest.mark.parametrize("change", [*CHEAP.values(), *COSTLY.values()], ids=[*CHEAP, *COSTLY])
 def test_marked_change_is_found_by_the_next_check(table, change):
-    """Reading few rows, if they were saved, deleted, enabled or disabled."""
+    """Rows that were saved, deleted, enabled or disabled are found with few reads."""
     row("off", enabled=False, interval=every(60))
     PeriodicTask.objects.filter(name="off").update(date_changed=table.reader._now() - timedelta(hours=1))
     table.turn(2, seconds=10)  # the pause after a complete read
@@ -213,7 +205,7 @@ def test_differences_are_found_again_after_the_database_failed(table, monkeypatc
 
 
 def test_bulk_update_during_a_complete_read_is_found_a_minute_later(table):
-    """Its page was read before, and a saved row in the same second explains the mark."""
+    """The page was read before the update, and a row that was saved in the same second explains the mark."""
     table.turn()
     table.clock.ahead += FULL_READ_INTERVAL
     table.pages_read, table.page_seconds = 0, 0.1
@@ -248,7 +240,7 @@ def test_each_page_of_the_first_read_is_progress(table):
 
 
 def test_row_saved_just_after_its_mark_is_found(table):
-    """The mark is written before the row, and seen before it unless both are in one transaction."""
+    """Outside of a transaction a check may read the mark before the row is written."""
     PeriodicTasks.update_changed()
     table.turn()
     PeriodicTask.objects.bulk_create([PeriodicTask(name="late", task="tick", crontab=cron())])
@@ -258,7 +250,7 @@ def test_row_saved_just_after_its_mark_is_found(table):
 
 @pytest.mark.parametrize("hours", [-0.5, 1], ids=["behind", "ahead"])
 def test_row_of_a_process_with_another_clock_is_found(table, hours):
-    """Or of a transaction that was committed an hour after it saved the row."""
+    """A transaction that commits an hour after it saved the row has the same effect."""
     at = table.reader._now() + timedelta(hours=hours)
     new = row("new", interval=every(60))
     PeriodicTask.objects.filter(pk=new.pk).update(date_changed=at)
@@ -279,7 +271,7 @@ def test_bulk_update_that_a_later_change_hides_is_found_within_a_minute(table):
 
 
 def test_marked_change_during_an_outage_is_found_after_it(table, monkeypatch):
-    """The mark was read, and then the connection was lost for longer than a follow-up takes."""
+    """The check had read the mark, and the outage lasts longer than the follow-up."""
     table.turn(seconds=10)
     table.turn()
     update(table.tasks[10:20], interval=every(60))
@@ -292,13 +284,13 @@ def test_marked_change_during_an_outage_is_found_after_it(table, monkeypatch):
 
 
 def test_row_disabled_while_it_is_read_is_found_when_enabled(table, monkeypatch):
-    """A row is read by two queries, and another transaction may disable it between them."""
+    """Another transaction may disable a row between the two queries that read it."""
     table.turn(seconds=10)
     table.turn()
     new = row("new", interval=every(60))
     saved(table.tasks)
     with monkeypatch.context() as patched:
-        patched.setattr(table.reader.table, "_models", lambda _: ())
+        patched.setattr(DjangoQueries, "models", lambda *_: ())
         table.turn()
     assert not table.names & {"new", table.tasks[3].name}
     PeriodicTask.objects.filter(pk=new.pk).update(enabled=True)
@@ -308,7 +300,7 @@ def test_row_disabled_while_it_is_read_is_found_when_enabled(table, monkeypatch)
 
 
 def test_unmarked_change_is_found_within_minutes(table):
-    """``QuerySet.update()`` sends no signal. Instants of the new schedule before it was read are not owed."""
+    """``QuerySet.update()`` sends no signal. Instants of the new schedule from before the read are not owed."""
     short = every(60)
     table.turn(seconds=10)
     table.turn()
@@ -335,7 +327,7 @@ def test_changed_entries_are_those_since_a_number(table):
 
 
 def test_removed_rows_are_forgotten_once_they_are_deleted(table):
-    """A disabled row may be enabled again; a deleted one never comes back. A standby keeps no memory of it."""
+    """A disabled row may be enabled again, a deleted one may not. On a standby removals would accumulate."""
     disabled, deleted = (str(task.pk) for task in table.tasks[:2])
     update([table.tasks[0]], enabled=False)
     table.tasks[1].delete()

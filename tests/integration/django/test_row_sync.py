@@ -42,7 +42,7 @@ RESCHEDULED: dict[str, Any] = {
 
 @pytest.mark.parametrize("reschedule", RESCHEDULED.values(), ids=list(RESCHEDULED))
 def test_one_off_row_with_another_schedule_after_its_run_stays_enabled(replica, reschedule):
-    """Its own task may set its next run before the leader disables it."""
+    """The row's own task may set its next run before the leader disables the row."""
     task = row("task", clocked=at(soon(0)), one_off=True)
     replica.turn()
     reschedule(task)
@@ -52,7 +52,7 @@ def test_one_off_row_with_another_schedule_after_its_run_stays_enabled(replica, 
 
 
 def test_entries_with_one_schedule_share_it_until_it_is_edited(any_site):
-    """Celery parses it once. An edit of the schedule reaches all of its rows."""
+    """An edit of the schedule changes all rows that share it."""
     crontab = cron(minute="5")
     for number in range(3):
         row(f"task {number}", crontab=crontab)
@@ -91,7 +91,7 @@ def test_schedule_that_is_replaced_while_its_row_is_read_is_no_error(replica):
 
 
 def test_joins_of_a_project_are_kept(any_site):
-    """Its entries may read another table, and the main loop must not wait for the database."""
+    """The project's entries may read another table, and the main loop must not wait for the database."""
     task = row("task", crontab=cron(minute="5"))
     rows = DjangoQueries(PeriodicTasks, lambda: PeriodicTask.objects.filter(enabled=True).select_related("crontab"))
     with CaptureQueriesContext(connection) as queries:
@@ -102,7 +102,7 @@ def test_joins_of_a_project_are_kept(any_site):
 
 @pytest.mark.parametrize("committed", [False, True])
 def test_connection_lost_in_a_bulk_write_counts_each_run_once(postgres_site, committed, monkeypatch):
-    """Before the commit, or after it with the reply lost: the outcome is unknown, and the retry is idempotent."""
+    """The connection is lost before the commit, or after it: the outcome is unknown, and the retry is idempotent."""
     ages = {f"task {number}": timedelta(seconds=60 if number % 2 else number) for number in range(30)}
     for name in ages:
         row(name, interval=every(60))

@@ -48,7 +48,7 @@ def test_edit_rename_and_deletion_take_effect(site):
 
 @pytest.mark.slow
 def test_row_that_was_disabled_owes_nothing_when_enabled(site):
-    """Neither to the same leader nor to another; stock's toggle action keeps last_run_at."""
+    """This holds for another leader, too. Stock's toggle action keeps last_run_at."""
     task = row("task", interval=every(2))
     with beats(site) as cluster:
         site.wait_for()

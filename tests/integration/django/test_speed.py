@@ -9,13 +9,9 @@ import pytest
 from django.db import connection
 from django_celery_beat.models import PeriodicTask, PeriodicTasks
 
-from ha_beat.django.entries import RowEntry
-from ha_beat.django.queries import DjangoQueries
-from ha_beat.row_store.reader import RowReader
 from tests.integration.django.beats import HA, STOCK, beats
 from tests.integration.django.conftest import Site
-from tests.integration.django.project.app import app
-from tests.integration.django.rows import cron, every, next_minute, row, sleep_until
+from tests.integration.django.rows import cron, every, next_minute, reader_of, row, sleep_until
 from tests.support.clocks import SteppedClock
 from tests.support.servers import wait_for
 
@@ -192,13 +188,7 @@ def cost_of_edits(count: int, edits: int = 4) -> tuple[float, float, float]:
     PeriodicTask.objects.all()._raw_delete("default")
     create_minutely(count)
     clock = SteppedClock()
-    reader = RowReader(
-        DjangoQueries(PeriodicTasks, lambda: PeriodicTask.objects.filter(enabled=True)),
-        lambda model: RowEntry(model, app),
-        clock=clock,
-        now=lambda: datetime.now(UTC) + timedelta(seconds=clock.ahead),
-        emit=lambda _: None,
-    )
+    reader = reader_of(clock)
     reader.turn()
     PeriodicTask.objects.update(date_changed=datetime.now(UTC) - timedelta(hours=1))
     with connection.cursor() as cursor:

@@ -23,7 +23,7 @@ SPEC = {"static": {"every": 0.5}}
 
 
 class Never(schedule):
-    """Schedule of a project, which as a row would be a plain interval."""
+    """Schedule of a project, which would be a plain interval in a row."""
 
     def is_due(self, last_run_at: object) -> schedstate:
         return schedstate(False, 3600.0)
@@ -46,7 +46,7 @@ def test_edit_of_a_static_entry_survives_a_restart_with_other_settings(site):
 
 @pytest.mark.slow
 def test_task_deleted_in_the_admin_stays_deleted_until_its_entry_changes(site):
-    """Across a kill of the leader and a restart of all beats."""
+    """A kill of the leader and a restart of all beats do not restore it."""
     client = Client()
     client.force_login(create_staff(superuser=True))
     spec = {**SPEC, "other": {"every": 0.5}}
@@ -104,7 +104,7 @@ def test_standby_with_other_settings_writes_no_row(site):
     ids=["clocked, not one-off", "own class", "unknown key", "two expiries", "no JSON", "no number", "too long"],
 )
 def test_entry_that_no_row_can_hold_is_reported_and_left_out(any_site, bad):
-    """django-celery-beat, Django or the database refuses it. The other entries are written."""
+    """django-celery-beat, Django or the database refuses the entry. The other entries are written."""
     failures: list[EntryFailed] = []
     written = write({}, failures.append, before={"schedule": 5.0}, bad=bad, after={"schedule": 5.0})
     assert {"before", "after"} <= set(PeriodicTask.objects.values_list("name", flat=True))
@@ -115,14 +115,14 @@ def test_entry_that_no_row_can_hold_is_reported_and_left_out(any_site, bad):
 
 
 def write(marks: dict[str, Mark], emit: Any = lambda _: None, **entries: Any) -> dict[str, Mark]:
-    """Write the changed entries; return their marks."""
+    """Write the changed entries and return their marks."""
     definitions = {name: {"task": "tick", **entry} for name, entry in entries.items()}
     return write_changed(definitions, marks, DjangoRows().store(), 1000, emit)
 
 
 @pytest.mark.parametrize(("seconds", "every", "period"), [(1.5, 1_500_000, "microseconds"), (90, 90, "seconds")])
 def test_first_of_several_equal_intervals_is_used(site, seconds, every, period):
-    """Nothing forbids them. Stock knows whole seconds only."""
+    """The table may have equal intervals. Stock supports whole seconds only."""
     first, _ = [IntervalSchedule.objects.create(every=every, period=period) for _ in range(2)]
     assert write({}, entry={"schedule": seconds})
     assert PeriodicTask.objects.get(name="entry").interval == first
@@ -131,7 +131,7 @@ def test_first_of_several_equal_intervals_is_used(site, seconds, every, period):
 
 
 def test_entry_is_written_without_a_right_to_the_migrations(postgres_site):
-    """Only the tables of django-celery-beat are needed. An entry that was deleted is then restored."""
+    """Without it the database has no identity, so a deleted entry is restored."""
     role = f"beat_{time.time_ns()}"
     with connection.cursor() as cursor:
         cursor.execute(

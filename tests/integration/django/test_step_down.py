@@ -30,7 +30,7 @@ def step_down(site: Site) -> Iterator[None]:
 
 
 def test_last_runs_are_written_without_a_next_leader(any_site):
-    """The only standby is frozen, so the old leader itself has to write them."""
+    """The only standby is frozen, so the old leader has to write its last runs."""
     task = row("task", interval=every(0.1))
     with beats(any_site, settings={"lease_ttl": 20}) as cluster:
         cluster.wait_for_leader()

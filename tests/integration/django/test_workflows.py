@@ -25,7 +25,6 @@ pytestmark = pytest.mark.slow
 
 
 def test_tasks_created_as_in_the_readme_run(site):
-    """An interval with arguments and an expiry, and a crontab with a time zone."""
     schedule, _ = IntervalSchedule.objects.get_or_create(every=1, period=IntervalSchedule.SECONDS)
     with beats(site) as cluster:
         cluster.wait_for_leader()
@@ -55,7 +54,7 @@ def test_tasks_created_as_in_the_readme_run(site):
 
 
 def test_reset_of_all_last_runs_repeats_no_run(site):
-    """The README asks for it after a change of the time zone."""
+    """The README asks for this reset after a change of the time zone."""
     task = row("task", interval=every(1))
     row("hourly", interval=every(3600))
     with beats(site) as cluster:
@@ -80,7 +79,7 @@ def test_daily_crontab_missed_in_an_outage_is_caught_up(site):
 
 
 def test_rows_created_while_no_beat_runs_owe_only_clocked_times(site):
-    """The misfire policy applies to a clocked time that has passed meanwhile."""
+    """The misfire policy applies to a clocked time that has passed."""
     skip = '{"ha_beat": {"misfire": "skip"}}'
     with beats(site, replicas=1) as cluster:
         old = row("again", interval=every(0.3))
@@ -104,7 +103,6 @@ def test_rows_created_while_no_beat_runs_owe_only_clocked_times(site):
 
 
 def test_rows_without_time_zones_are_in_utc_and_run_once(site):
-    """``USE_TZ = False`` and ``DJANGO_CELERY_BEAT_TZ_AWARE = False``, far from UTC, with a restart."""
     settings = {
         "USE_TZ": False,
         "DJANGO_CELERY_BEAT_TZ_AWARE": False,
@@ -137,7 +135,7 @@ row("ends", interval=every(1), expires=now - timedelta(seconds=1))
 
 
 def test_row_with_a_last_run_in_the_future_runs(site):
-    """A wrong clock may have written it."""
+    """A wrong clock may have written the last run."""
     task = row("ahead", interval=every(1), last_run_at=soon(3600), total_run_count=1)
     with beats(site, replicas=1):
         site.wait_for()
@@ -155,7 +153,7 @@ def test_row_runs_from_its_start_until_its_expiry(site):
 
 
 def test_command_line_shows_entries_by_name(site):
-    """The ledger has only the row's primary key."""
+    """The ledger has only the primary keys of rows."""
     row("every second", interval=every(1))
     row("nightly report", crontab=cron("0", "3"))
     app = Celery("site", broker=site.redis.url, set_as_current=False)

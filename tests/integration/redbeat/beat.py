@@ -15,7 +15,7 @@ from tests.support.servers import RedisServer, wait_for
 
 
 class Beat:
-    """Scheduler of this process, whose main loop runs while a test waits."""
+    """Scheduler in this process. Its main loop runs while a test waits."""
 
     def __init__(self, server: RedisServer, **conf: Any) -> None:
         """``server`` is the broker, and redbeat's Redis unless ``conf`` names another."""

@@ -111,7 +111,7 @@ def test_malformed_run_state_holds_up_no_other_entry(replica, now, meta):
 
 
 def test_schedule_that_raises_holds_up_no_run_state_and_no_restoring(replica, now):
-    """An entry was edited after its run to an interval that leads past the calendar."""
+    """After its run the entry was edited to an interval that ends after the year 9999."""
     replica.save("bad")
     replica.save("good")
     replica.lead()
@@ -169,7 +169,7 @@ def test_edit_while_reports_were_lost_is_read_after_a_failed_read(replica, monke
 
 
 def test_run_state_from_the_future_is_replaced_and_a_count_never_falls(replica, now):
-    """redbeat's own beat ran under a wrong clock, and more often than this one."""
+    """redbeat's own beat ran under a wrong clock, and has counted more runs."""
     replica.save("e")
     replica.lead()
     raw = meta_of(now + timedelta(days=3), 100)
@@ -223,7 +223,7 @@ def test_entries_of_another_prefix_are_not_read(shared_redis, prefix):
 
 
 def test_restoring_leaves_what_was_saved_after_the_loss(replica, now):
-    """The user's own copy of one entry, and run times, are newer than what the leader remembers."""
+    """An entry that was saved after the loss, and its run times, are newer than the leader's copy."""
     for name in ("saved again", "lost"):
         replica.save(name)
     replica.save("disabled", enabled=False)

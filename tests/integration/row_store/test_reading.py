@@ -99,7 +99,7 @@ def test_stale_read_from_a_database_replica_is_harmless(rows, now, monkeypatch):
 
 
 def test_failing_start_of_a_term_reads_all_rows_once(rows):
-    """The settings' entries can't be written. The retries read only changes."""
+    """If the entries of the settings can't be written, the retries read only changes."""
     rows.add("task")
     replica = Replica(rows, leads=False)
     complete = replica.reader.complete

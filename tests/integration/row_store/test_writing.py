@@ -62,7 +62,7 @@ def test_runs_are_written_in_bulk_and_never_move_back(rows, now):
 
 
 def test_late_write_of_the_old_leader_moves_no_row_back(rows, now):
-    """No run counts twice, whichever leader writes first, and even if the new one had read the row before."""
+    """No run counts twice, whichever leader writes first, even if the new leader had read the row before."""
     names = add(rows, 12)
     old, new = Replica(rows), Replica(rows, leads=False)
 
@@ -91,7 +91,7 @@ def test_late_write_of_the_old_leader_moves_no_row_back(rows, now):
 
 
 def test_runs_left_when_a_term_ends_are_written_once(rows, now):
-    """A standby writes nothing after that, and leaves a finished row to the next leader: it may be enabled again."""
+    """A finished row is left to the next leader, because it may have been enabled again."""
     rows.add("task")
     rows.add("once", one_off=True)
     replica = Replica(rows)
@@ -121,7 +121,7 @@ def test_row_reset_by_hand_counts_on_and_disabled_row_is_left_alone(rows, now):
 
 @pytest.mark.parametrize("rescheduled", [False, True])
 def test_finished_row_is_disabled_unless_it_was_rescheduled(rows, now, rescheduled):
-    """Its own task may have set the next run. Another replica finds the change by its mark."""
+    """The row's own task may have set its next run. Another replica finds the change by the mark."""
     clocked = {"clocked_time": now + timedelta(seconds=60)}
     rows.add("clocked", "clocked", clocked, one_off=True)
     rows.add("once", one_off=True)
@@ -136,7 +136,7 @@ def test_finished_row_is_disabled_unless_it_was_rescheduled(rows, now, reschedul
 
 
 def test_row_is_disabled_and_marked_as_changed_or_neither(rows, monkeypatch):
-    """On SQLite the mark may find the database locked. All replicas have to see it after the retry."""
+    """On SQLite the mark may find the database locked. All replicas have to see the change after the retry."""
     rows.add("task", one_off=True)
     replica, other = Replica(rows), Replica(rows, leads=False)
     replica.finished("task")
@@ -162,7 +162,7 @@ def test_expired_row_is_disabled_and_marked(rows, now):
 
 
 def test_edits_take_effect_if_runs_cannot_be_written(rows, now, monkeypatch):
-    """Because of a lock, a missing permission or a full disk."""
+    """The cause may be a lock, a missing permission or a full disk."""
     rows.add("task")
     replica = Replica(rows)
     replica.ran("task", now, 1)
@@ -174,7 +174,7 @@ def test_edits_take_effect_if_runs_cannot_be_written(rows, now, monkeypatch):
 
 
 def test_expired_row_is_disabled_although_its_run_is_refused(rows, now, monkeypatch):
-    """The attempts at its run state do not delay those at its disabling."""
+    """The retries of the run state do not delay the disabling."""
     rows.add("task")
     replica = Replica(rows)
     replica.ran("task", now, 1)
@@ -186,7 +186,7 @@ def test_expired_row_is_disabled_although_its_run_is_refused(rows, now, monkeypa
 
 
 def refuse(rows: Any, name: str) -> None:
-    """Have the database refuse each write of the row's run state."""
+    """Make the database refuse each write of the row's run state."""
     if rows.store().statements.skips_locked:
         rows.execute(f"UPDATE {rows.table} SET total_run_count = {2**31 - 1} WHERE name = '{name}'")
         return
@@ -197,7 +197,6 @@ def refuse(rows: Any, name: str) -> None:
 
 
 def test_row_that_cannot_be_written_is_named_and_holds_up_no_other(rows, now):
-    """One-off rows are disabled, too."""
     names = add(rows, 20)
     rows.add("once", one_off=True)
     refuse(rows, "row 7")
@@ -220,7 +219,7 @@ def test_row_that_cannot_be_written_is_named_and_holds_up_no_other(rows, now):
 
 
 def test_locked_row_delays_only_its_own_run_state(locking_rows, now):
-    """As of a long transaction that has edited its own row."""
+    """A long transaction has edited this row."""
     rows = locking_rows
     names = add(rows, 20)
     rows.add("once", one_off=True)
@@ -287,7 +286,7 @@ def test_writing_works_again_after_a_lost_connection(locking_rows):
 
 
 def test_runs_that_the_previous_leader_did_not_write_are_read_in_pages(rows, now):
-    """Each page is progress of the duty, which is otherwise late with a large schedule."""
+    """Each page counts as progress of the duty, or the duty would be late with a large schedule."""
     for name in "abc":
         rows.add(name)
     replica = Replica(rows)

@@ -36,7 +36,7 @@ def beats(
 @pytest.mark.slow
 @pytest.mark.parametrize("database", ["sqlite", "postgres"])
 def test_each_occurrence_is_sent_once_under_faults(database, redis_server, tmp_path):
-    """The leader is killed, and paused past its lease; all replicas are replaced; PostgreSQL is away for 20 seconds."""
+    """The leader is killed and paused past its lease, all replicas restart, PostgreSQL is down for 20 seconds."""
     if database == "sqlite":
         _run(f"sqlite:///{tmp_path}/rows.db", redis_server, None)
         return
@@ -94,7 +94,7 @@ def _run(url: str, redis: RedisServer, server: Postgres | None) -> None:
 
 @pytest.mark.slow
 def test_deleted_row_of_the_settings_stays_deleted_until_its_entry_changes(redis_server, tmp_path):
-    """Across a kill of the leader and a restart of all beats."""
+    """A kill of the leader and a restart of all beats do not restore it."""
     url = f"sqlite:///{tmp_path}/rows.db"
     rows = SqlRows(url)
     rows.add("row", schedule={"every": 1, "period": "seconds"})
@@ -119,7 +119,7 @@ def test_deleted_row_of_the_settings_stays_deleted_until_its_entry_changes(redis
 
 @pytest.mark.slow
 def test_two_beats_send_each_occurrence_once_and_the_stores_own_twice(redis_server):
-    """Both run at once, with the same entries in two databases of one server, which stops answering at the end."""
+    """Both run at the same time, on two databases of one server, which stops answering at the end."""
     psycopg = pytest.importorskip("psycopg")
     with need(Postgres) as server:
         with psycopg.connect(server.url, autocommit=True) as connection:

@@ -52,7 +52,7 @@ def on_postgres(server: Postgres) -> Iterator[Callable[..., SqlRows]]:
     ],
 )
 def test_malformed_row_is_reported_and_read_once_it_is_mended(sqlite, name, statement):
-    """A later release of the package may have more values than this one."""
+    """A later release of sqlalchemy-celery-beat may have more values."""
     for other in range(3):
         sqlite.add(f"good {other}")
         if not other:
@@ -96,7 +96,7 @@ def test_schema_of_the_settings_has_the_tables(on_postgres, now):
 
 
 def test_conflict_of_transactions_does_not_count_as_lost_connection(on_postgres, now):
-    """Under this isolation level an update fails if another transaction has changed the row meanwhile."""
+    """Under this isolation level an update fails if another transaction has changed the row since the snapshot."""
     rows = on_postgres(beat_engine_options={"isolation_level": "REPEATABLE READ", "pool_pre_ping": True})
     for name in ("task", "other"):
         rows.add(name)

@@ -33,7 +33,7 @@ class Rows:
 
 
 def test_differences_are_found_in_two_passes():
-    """A half whose difference follows from that of the whole and of the other half is not counted."""
+    """The totals of the upper half follow from those of the range and of the lower half."""
     known = range(1, 20_001)
     rows = Rows({*known} - {7, 15_000} | {20_001})
     found = rows.comparison.differences(known, (len(known), sum(known)))

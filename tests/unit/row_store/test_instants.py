@@ -36,7 +36,7 @@ def made(kind: type[Any], zone: str, **spec: str) -> Any:
     ids=str,
 )
 def test_crontab_that_rows_share_has_the_same_instants(spec, day):
-    """Rows ask in any order, also on a day on which the clock is changed."""
+    """Rows ask in any order. The days include clock changes."""
     zone, at = DAYS[day]
     asked = [at + timedelta(minutes=minutes) for minutes in range(-3600, 3600, 17)]
     random.Random(1).shuffle(asked)
@@ -56,7 +56,7 @@ def test_crontab_that_rows_share_is_searched_once_for_each_gap(monkeypatch):
 
 @pytest.mark.parametrize("own", [None, "entry", "model", "source"])
 def test_rows_of_a_class_of_a_project_share_no_schedule(own):
-    """It may have more columns, compute the schedule, or change it."""
+    """The class may have more columns, compute the schedule, or change it."""
     made = property(lambda _: crontab(minute="5"))
     stock = {"entry": "ha_beat.django.entries"} | dict.fromkeys(("model", "source"), "django_celery_beat.models")
     entry, model, source = (

@@ -56,6 +56,6 @@ def test_entry_is_written_if_new_or_changed_by_a_later_process(last, change, has
     ("text", "mark"), [("one 1000 db", LAST), ("one 1000", LAST._replace(database="")), ("one", Mark("one", 0, ""))]
 )
 def test_mark_is_read_as_it_was_written(text, mark):
-    """Also one of an earlier release, which has fewer parts."""
+    """Marks of earlier releases have fewer parts."""
     assert Mark.parse(text) == mark
     assert Mark.parse(str(mark)) == mark

@@ -7,7 +7,7 @@ pytest.importorskip("sqlalchemy_celery_beat")
 
 
 def test_scheduler_starts_while_the_database_is_away():
-    """It connects in a thread, and creates no table before."""
+    """Only its threads connect and create tables."""
     from ha_beat.sqlalchemy.schedulers import HADatabaseScheduler
 
     rows = Celery("rows", broker="redis://localhost:6379/0", set_as_current=False)

@@ -4,7 +4,7 @@ from typing import Any
 
 
 class BeatElsewhere:
-    """django-celery-beat's models are in the database `beat`, and nothing else is."""
+    """The database `beat` has django-celery-beat's models and no others."""
 
     def db_for_read(self, model: Any, **_: Any) -> str | None:
         return "beat" if model._meta.app_label == "django_celery_beat" else None

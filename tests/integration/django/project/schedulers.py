@@ -10,7 +10,7 @@ from ha_beat.django.schedulers import HADatabaseScheduler
 
 
 class Muting(HADatabaseScheduler):
-    """Scheduler that keeps one row from running, and notes the calls of its methods in a file."""
+    """Scheduler that prevents the runs of one row, and notes the calls of its methods in a file."""
 
     def _note(self, call: str, entry: Any) -> None:
         with Path(os.environ["CALLS_FILE"]).open("a") as file:
