@@ -1,4 +1,4 @@
-"""Run Celery's own tests of ``celery.beat`` with :class:`HAScheduler` in place of its ``Scheduler``.
+"""Celery's own tests of ``celery.beat``, run with :class:`HAScheduler` in place of its ``Scheduler``.
 
 ``python -m tests.celery_tests`` downloads the source of the installed Celery with pip, and ends with status 1 if other
 tests fail than those that ``NOT_PASSED`` lists.

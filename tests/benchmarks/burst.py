@@ -1,10 +1,12 @@
-"""Time to enqueue many crontab entries that are due in the same minute: ha_beat with three replicas, then the floor (a
-redis-py pipeline that pushes the same messages, ready made), plain `celery beat`, and redbeat where it is installed.
+"""Time to enqueue many crontab entries that are due in the same minute.
+
+It runs ha_beat with three replicas, the floor (a redis-py pipeline that pushes the same messages), plain `celery beat`,
+and redbeat if it is installed.
 
     python -m tests.benchmarks.burst                         1,000 entries on Redis
     python -m tests.benchmarks.burst 1000 10000              takes about five minutes
     python -m tests.benchmarks.burst --broker rabbitmq       the lease in Redis, the messages in RabbitMQ
-    python -m tests.benchmarks.burst 10000 --limit 300       give plain beat and redbeat five minutes instead of 30 s
+    python -m tests.benchmarks.burst 10000 --limit 300       plain beat and redbeat have five minutes instead of 30 s
 
 Each run uses the next whole minute that leaves time to start. The processor time of all replicas during the burst is
 comparable on a busy machine too.
@@ -36,7 +38,7 @@ _SCHEDULERS = {OURS: None, STOCK: STOCK_SCHEDULER, REDBEAT: "redbeat.RedBeatSche
 
 
 class Queue:
-    """The queue of one broker: how many messages it holds."""
+    """Queue of a broker that can be counted and cleared."""
 
     def __init__(self, redis: RedisServer, rabbitmq: RabbitMQ | None) -> None:
         self.redis = redis
@@ -92,7 +94,7 @@ def enqueue_burst(queue: Queue, entries: int, side: str, *, limit: float = 300.0
     scheduler = _SCHEDULERS[side]
     with BeatCluster(
         queue.url,
-        # Only of that minute: a slow beat must not count messages of the next one.
+        # Only that minute: a slow beat must not count messages of the next one.
         spec={"cron": {"cron": f"{time.gmtime(due_at).tm_min} *", "n": entries}},
         replicas=3 if side == OURS else 1,
         lease_urls=queue.redis.url,
@@ -121,7 +123,7 @@ def enqueue_burst(queue: Queue, entries: int, side: str, *, limit: float = 300.0
 
 
 def floor(queue: Queue, entries: int) -> Result:
-    """Push the messages that the last burst left in Redis once more, by a plain pipeline."""
+    """Push the messages of the last burst in Redis again, by a plain pipeline."""
     messages = queue.redis.admin.lrange(_QUEUE, 0, -1)
     queue.redis.admin.delete(_QUEUE)
     began, spent_before = time.perf_counter(), time.process_time()
@@ -134,7 +136,7 @@ def floor(queue: Queue, entries: int) -> Result:
 
 
 def compare(queue: Queue, entries: int, limit: float = LIMIT, *, redbeat: bool = True) -> list[Result]:
-    """Measure ha_beat, on Redis the floor, plain beat, and on Redis redbeat if it is wanted and installed."""
+    """Measure ha_beat and plain beat. On Redis, measure also the floor, and redbeat if it is wanted and installed."""
     results = [enqueue_burst(queue, entries, OURS)]
     if not queue.rabbitmq:
         results.append(floor(queue, entries))

@@ -35,9 +35,9 @@ _FREQUENT = 5
 
 
 def measure(redis: RedisServer, entries: int, hold: float = 0.0) -> list[Result]:
-    """Return the figures before a burst of that many entries, in it, and the aims.
+    """Return the figures before a burst of that many entries and in it, and the aims.
 
-    ``hold`` is for how many seconds the leader is stopped in the burst.
+    The leader is stopped in the burst for ``hold`` seconds.
     """
     redis.admin.flushall()
     due_at = time.time() + 15 + _QUIET + entries / 500
@@ -77,7 +77,7 @@ def measure(redis: RedisServer, entries: int, hold: float = 0.0) -> list[Result]
 
 
 class _Scripts:
-    """Scripts of the seconds since this object was made, as Redis counts them."""
+    """Scripts that Redis has run since the creation of this object."""
 
     def __init__(self, admin: Any) -> None:
         self._admin = admin
@@ -94,7 +94,7 @@ class _Scripts:
 
 
 def _journal(admin: Any, keys: Keys, entry: str) -> list[tuple[float, float]]:
-    """Return when each verdict of entries with this name was written, and how many seconds after it was due."""
+    """Return the time of each verdict of entries with this prefix, and its lateness in seconds."""
     found = []
     for stream_id, fields in admin.xrange(keys.journal):
         at, record = _ms(stream_id) / 1000, json.loads(fields[b"d"] if b"d" in fields else fields["d"])
@@ -111,9 +111,9 @@ def _ms(stream_id: bytes | str) -> int:
 def _figures(
     since: float, until: float, renewed: Mapping[int, float], often: Sequence[tuple[float, float]]
 ) -> Mapping[str, float]:
-    """Return the figures of the time between two instants, which a renewal and an occurrence may overlap.
+    """Return the figures between two instants. Renewals and occurrences that overlap them count too.
 
-    ``renewed`` maps the numbers of renewals to their times. Of those that were not seen, the mean is taken.
+    ``renewed`` maps the numbers of renewals to their times. Renewals that were not seen share their gap equally.
     """
     gaps = [
         (after - at) / (number - seq)

@@ -43,7 +43,7 @@ class Result:
     measures: Mapping[str, Measure]
 
     def seconds(self, column: str) -> float:
-        """Return a measure; of a run that was stopped, the time until then."""
+        """Return a measure. For a run that was stopped, return the time until the stop."""
         value = self.measures[column]
         return value.seconds if isinstance(value, Unfinished) else value
 
@@ -102,7 +102,7 @@ def arguments(doc: str | None, unit: str = "entries", size: int = 1000) -> argpa
 
 
 def shown(value: Measure | None) -> str:
-    """Return a measure with the digits that it is worth; a dash if it was not taken."""
+    """Return a measure with about three digits, or a dash if there is none."""
     if value is None or isinstance(value, Unfinished):
         return "-" if value is None else str(value)
     if value >= 100:

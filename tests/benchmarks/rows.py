@@ -74,10 +74,10 @@ def burst(site: Site, rows: int, *, stock: bool, limit: float) -> Result:
 
     start = timedelta(seconds=20 + rows / 400)
     minute = (datetime.now(UTC) + start).replace(second=0, microsecond=0) + timedelta(minutes=1)
-    # Only of that minute: a slow beat must not count messages of the next one.
+    # Only that minute: a slow beat must not count messages of the next one.
     add_rows(site, rows, minute=str(minute.minute))
     client = site.redis.client()
-    # Log lines must not take time of either.
+    # Log lines would take time.
     with beats(site, replicas=1 if stock else 3, scheduler=_STOCK if stock else _HA, log_level="WARNING") as cluster:
         if not stock:
             cluster.wait_for_leader()

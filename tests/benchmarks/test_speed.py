@@ -1,4 +1,4 @@
-"""Small cut of the benchmarks, with bounds far below the ratios on a quiet machine."""
+"""Small benchmarks, with bounds far below the ratios on a quiet machine."""
 
 from collections.abc import Callable
 
@@ -27,7 +27,7 @@ def test_thousand_entries_due_at_once_are_enqueued_faster_than_by_stock(figure: 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_large_schedule_costs_no_more_than_with_stock(figure: Callable[[str], None]) -> None:
-    """Bounds leave room for a busy machine: stock spends its time in proportion to the number of entries."""
+    """The bounds leave room for a busy machine: the time of stock beat is proportional to the number of entries."""
     found = scale.benchmark([5000])
     figure(found.text())
     sides = _sides(found.results)
@@ -40,11 +40,11 @@ def test_large_schedule_costs_no_more_than_with_stock(figure: Callable[[str], No
 @pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_burst_delays_neither_renewals_nor_another_entry_nor_redis(figure: Callable[[str], None]) -> None:
-    """A busy machine delays everything, so the bounds are not the aims, which the table shows beside the figures.
+    """The bounds leave room for a busy machine. The table shows the aims beside the figures.
 
-    They rise with the figures before the burst and with its duration. An entry that waits for the end of the burst is
-    late by more than half of that. A lease lasts for four intervals: a renewal that is late by two endangers it. The
-    mean of the scripts does not depend on one that the machine interrupts.
+    The bounds rise with the figures before the burst and with its duration. An entry that waits for the end of the
+    burst is late by more than half of its duration. A lease lasts for four intervals, so that a renewal which is late
+    by two endangers it. The mean of the scripts hardly depends on a single one that the machine interrupts.
     """
     found = limits.benchmark([5000])
     figure(found.text())

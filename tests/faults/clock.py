@@ -53,7 +53,7 @@ class SteppedClock:
 
     @property
     def offset(self) -> float:
-        """Return the seconds that it is ahead of the machine's clock (negative: behind)."""
+        """Return the seconds by which it is ahead of the machine's clock (negative: behind)."""
         return self._offset
 
     @offset.setter
@@ -67,7 +67,7 @@ class SteppedClock:
 
 
 def drift_together(clocks: Sequence[tuple[SteppedClock, float]], seconds: float) -> None:
-    """Let clocks gain so many seconds a second (negative: lose), for that many seconds. Waits until then."""
+    """Let each clock gain its rate in seconds per second (negative: lose), for `seconds`. Blocks for that time."""
     began = time.monotonic()
     offsets = [(clock, rate, clock.offset) for clock, rate in clocks]
     while (passed := time.monotonic() - began) < seconds:

@@ -131,8 +131,7 @@ class QueueConsumer(ABC):
         self._thread.join(10)
 
 
-# Atomic, and idempotent under a token: when a reply is lost the same messages are answered again, not the
-# next ones.
+# Idempotent under a token: after a lost reply, the script returns the same messages again.
 _TAKE = """
 local answer = redis.call('GET', KEYS[2])
 if answer == ARGV[1] then return redis.call('LRANGE', KEYS[3], 0, -1) end
@@ -147,7 +146,7 @@ return redis.call('LRANGE', KEYS[3], 0, -1)
 
 
 class RedisQueueConsumer(QueueConsumer):
-    """Consumer of lists of a Redis broker: takes some hundreds of messages at a time, oldest first.
+    """Consumer of lists of a Redis broker. It takes up to 500 messages at a time, oldest first.
 
     A lost reply neither loses nor duplicates a message in the history. It polls every 10 ms, which is the resolution
     of arrival times. A server that loses its last second (killed with appendfsync everysec) returns messages that

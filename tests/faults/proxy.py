@@ -171,7 +171,7 @@ class _Pair:
             self._lose()
             return
         elif self.client_gone:
-            return  # there is no reader left
+            return  # the client reads no more
         proxy.counters[f"{direction} bytes"] += len(data)
         writer.write(data)
         await writer.drain()

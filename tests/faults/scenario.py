@@ -25,7 +25,7 @@ from tests.support.servers import RabbitMQ, RedisServer, need
 
 
 def due_times(*lead_times: float) -> Iterator[float]:
-    """Yield an instant that is the first lead time from now; the next, for slow machines, if that was too soon."""
+    """Yield the instant after each lead time. A slow machine that missed one tries the next, longer one."""
     for lead_time in lead_times:
         yield time.time() + lead_time
     pytest.fail(f"the replicas were not up after {lead_times[-1] - 1:g} s")

@@ -1,4 +1,4 @@
-"""The stepped clock changes only the wall clocks of Python and Redis."""
+"""Stepped clock: it changes only the wall clocks of Python and Redis."""
 
 import os
 import subprocess

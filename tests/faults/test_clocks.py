@@ -25,9 +25,9 @@ SPEC = {"fast": {"every": 0.2}, "slow": {"every": 1.0}}
 def clocked_scenario(
     *, at: datetime | None = None, redis_ahead: float = 0.0, **options: Any
 ) -> Iterator[tuple[ClusterScenario, SteppedClock]]:
-    """Start a scenario and return it with the clock of its Redis.
+    """Start a scenario and yield it with the clock of its Redis.
 
-    Each replica has its own clock, set to the right time. With `at`, one clock that is set to `at` is that of all.
+    Each replica has its own clock with the right time. With `at`, all share one clock, which starts at that time.
     """
     clock = need(SteppedClock)
     clock.offset = redis_ahead if at is None else (at - datetime.now(UTC)).total_seconds()
@@ -41,7 +41,7 @@ def clocked_scenario(
 
 
 def more(scenario: ClusterScenario, seconds: float = 2.0) -> None:
-    """Continue for a while; dispatch must not pause for long."""
+    """Wait for the messages of some seconds."""
     scenario.more(int(seconds / 0.2), "fast")
     scenario.more(1, "slow")
 
@@ -50,7 +50,7 @@ def more(scenario: ClusterScenario, seconds: float = 2.0) -> None:
 @pytest.mark.parametrize("seconds", [HOUR, -HOUR])
 @pytest.mark.parametrize("who", ["leader", "standby", "redis"])
 def test_stepped_clock_changes_no_leader_and_no_schedule(seconds: float, who: str, found):
-    """One clock of several steps by an hour. The leader continues on time, and so does the next one."""
+    """One of the clocks steps by an hour. The leader continues on time, and so does the next one."""
     with clocked_scenario() as (scenario, server_clock):
         leader = scenario.begin()
         more(scenario)
@@ -100,7 +100,7 @@ def test_new_leader_with_a_wrong_clock_is_outvoted(seconds: float, found):
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [HOUR, -HOUR])
 def test_step_of_all_clocks_is_followed(seconds: float, found):
-    """The time of the whole machine is set. Ahead: the hour between is overdue. Back: nothing runs twice."""
+    """A step ahead makes an hour overdue. After a step back, no occurrence runs twice."""
     with clocked_scenario(at=datetime.now(UTC)) as (scenario, clock):
         scenario.begin()
         more(scenario)

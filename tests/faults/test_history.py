@@ -1,4 +1,4 @@
-"""The consumer records each message once and in order, also while Redis fails."""
+"""Consumer of a history: it records each message once and in order, also while Redis fails."""
 
 import json
 import time

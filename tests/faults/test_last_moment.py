@@ -1,5 +1,6 @@
-"""An occurrence runs just before Redis fails and is missing in the restored data. No remaining replica knows of it,
-and it does not run again.
+"""An occurrence runs just before Redis fails, and is missing in the restored data.
+
+No remaining replica knows of it, and it does not run again.
 """
 
 import os

@@ -146,7 +146,7 @@ def row():
     note("row")
 """
 
-#: django-tenants' functions that the scheduler of tenant-schemas-celery calls, without its PostgreSQL.
+#: Functions of django-tenants that the scheduler of tenant-schemas-celery calls. They need no PostgreSQL.
 TENANTS = """
 from contextlib import contextmanager
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""The server acts and its reply is lost: the retry finds that it was done."""
+"""The reply to a dispatch is lost after the server has acted. The retry finds the result."""
 
 import re
 from collections import Counter

@@ -61,7 +61,7 @@ def test_every_occurrence_has_its_verdict(run: Run, found):
 
 
 def test_all_runs_each_missed_occurrence_in_order(run: Run):
-    """Each has the time that it was due, not the time of the catch-up."""
+    """Each message names the time at which it was due, not the time of the catch-up."""
     scenario, gone = run
     sent = [due for m in scenario.history.messages("all") if (due := instant(m["scheduled_at"])) > gone]
     assert missed(run, "all")[1:] == (0, set())

@@ -10,7 +10,7 @@ from tests.faults.test_readiness import check, metric
 from tests.integration.monitoring.test_replicas import Probed
 from tests.support.servers import RedisServer, need, wait_for
 
-#: As `sitecustomize.py`: names block like glibc's resolver while the file exists. Numeric addresses never do.
+#: Module `sitecustomize.py`: while a file exists, names block as with glibc's resolver. Numeric addresses never block.
 BLOCKING = """
 import os, socket, time
 _resolve = socket.getaddrinfo
@@ -48,10 +48,9 @@ def test_replicas_stay_live_without_a_name_server(tmp_path: Path, lease: str) ->
                 time.sleep(0.2)
             assert {cluster.says(replica, "/readyz") for replica in cluster} == {503}
             assert {metric(port, "ready") for port in cluster.ports} == {0}
-            # Redis is unavailable.
-            assert check(cluster) == 2
+            assert check(cluster) == 2  # Redis is unavailable
             no_names.unlink()
-            # A lookup that began before may take its whole time.
+            # A lookup that began earlier may take its full time.
             before = server.admin.llen("celery")
             wait_for(lambda: server.admin.llen("celery") > before + 3, 40, "messages")
             cluster.assert_all_alive()

@@ -1,4 +1,4 @@
-"""Each fault takes effect, is recorded and is healed; a storm is repeatable by its seed."""
+"""Nemesis: each fault takes effect, is recorded and is healed. The seed of a storm repeats it."""
 
 import threading
 import time
@@ -50,7 +50,7 @@ def test_faults_strike_the_leader_and_are_recorded(scenario: ClusterScenario):
     paused.join(5)
     assert not cluster[0].paused
     assert nemesis.term_leader() is cluster[0]
-    # It exited. Stock beat exits with 1 if the signal arrives in the middle of a tick: its shelf is closed.
+    # Stock beat exits with 1 if the signal arrives in the middle of a tick, because its shelf is closed.
     assert cluster[0].exit_code in {0, 1}, cluster[0].log_tail()
     with pytest.raises(AssertionError, match="beat-0 ended"):
         cluster.assert_all_alive()

@@ -49,7 +49,7 @@ def verdicts(cluster: BeatCluster, entry: str, verdict: str) -> int:
 def test_entry_piles_up_no_messages_and_goes_on_after_its_worker_died(
     path: str, redis_server: RedisServer, tmp_path: Path, request: pytest.FixtureRequest
 ):
-    """Without a worker one message waits, while stock beat's pile up."""
+    """Without a worker, one message of the entry waits; those of an entry without the option pile up."""
     broker, leases = redis_server.url, None
     if path == "claim":
         broker, leases = request.getfixturevalue("rabbitmq").url, redis_server.url

@@ -73,7 +73,7 @@ def wait_for_readiness(cluster: Probed, status: int) -> None:
 
 
 def assert_alive_and_not_ready(cluster: Probed, reason: str, seconds: float) -> None:
-    """Assert it in each second."""
+    """Assert for some seconds that every replica is alive and not ready, for this reason."""
     wait_for_readiness(cluster, 503)
     until = time.monotonic() + seconds
     while time.monotonic() < until:

@@ -1,4 +1,4 @@
-"""Redis is away and returns with its data: no replica exits, dispatch resumes, and nothing is sent twice."""
+"""Redis stops and returns with its data: no replica exits, dispatch resumes, and no message is sent twice."""
 
 import time
 from datetime import UTC, datetime
@@ -37,7 +37,7 @@ def outlived(scenario: ClusterScenario, due_at: datetime) -> float:
         """Exclude a message that may have been in the queue when Redis stopped."""
         return [m for m in scenario.history.messages("fast") if m["t"] > up and instant(m["scheduled_at"]) > due_at]
 
-    # After a restart dispatch waits: another replica might still trust an old primary.
+    # Dispatch waits after a restart, because another replica might still trust an old primary.
     back = wait_for(dispatched_since, 60, "a message after the outage")[0]
     scenario.history.wait_for_messages(1, 30, entry="within")
     scenario.more(10, "fast", 10)

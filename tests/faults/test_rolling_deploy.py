@@ -63,7 +63,7 @@ def last_instant(scenario: ClusterScenario, entry: str) -> datetime:
 
 
 def test_older_release_does_not_touch_rows_of_a_newer_one(found):
-    """It stands by, leads for a while and hands back: rows of entries that it does not know are unchanged."""
+    """It stands by, leads for a while and hands back. It does not change rows of entries that it does not know."""
     newer = {**FAST, "added": {"every": 3600}}
     older = {**FAST, "removed": {"every": 3600}}
     with releases(newer, older) as scenario:

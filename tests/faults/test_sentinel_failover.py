@@ -44,9 +44,9 @@ class Run:
         return any("action=state_lost" in replica.log_text() for replica in self.cluster)
 
     def fall_behind(self, seconds: float) -> None:
-        """Stop replication: the replica lacks all later writes of the master.
+        """Stop replication, so that the replica lacks all later writes of the master.
 
-        It has no message that was already consumed: that would arrive a second time.
+        A message that it kept although it was consumed would arrive a second time.
         """
 
         def pause() -> None:

@@ -115,7 +115,7 @@ LOSSES = [
 
 @pytest.mark.parametrize("lose", LOSSES)
 def test_lost_state_is_noticed_and_no_occurrence_runs_twice(lose, found):
-    """Positions continue from what the replicas remember. Uncertain occurrences are skipped, with a record."""
+    """Positions continue from the memory of the replicas. Uncertain occurrences are skipped, with a record."""
     with volatile_scenario() as scenario:
         epoch = scenario.cluster.epoch() or 0
         scenario.remember_skips()
@@ -237,7 +237,7 @@ def test_full_redis_keeps_its_leader(found):
         epoch = scenario.cluster.epoch()
         scenario.history.fault("full")
         scenario.redis.admin.config_set("maxmemory", 1)
-        # Longer than a leader whose broker is unreachable keeps the lease.
+        # A leader keeps the lease for a shorter time if its broker is unreachable.
         time.sleep(7.0)
         during = [m for m in scenario.history.messages() if m["t"] > scenario.history.faults()[-1]["t"] + 0.5]
         scenario.redis.admin.config_set("maxmemory", 0)

@@ -1,6 +1,6 @@
 """Random faults of every kind that the run has the parts for, from a printed seed.
 
-HA_BEAT_STORM_SECONDS and HA_BEAT_STORM_SEEDS (comma-separated) make it longer, or repeat one.
+HA_BEAT_STORM_SECONDS makes it longer, HA_BEAT_STORM_SEEDS (comma-separated) repeats storms.
 """
 
 import os
@@ -30,8 +30,8 @@ SPEC = {
 }
 
 
-#: Promised only for the lease's Redis as broker: elsewhere a leader may send its claims while it trusts its term,
-#: although another replica leads. Each occurrence is claimed once, so nothing is duplicated.
+#: Allowed on another broker than the lease's Redis: there a leader sends its claims while it trusts its term, even if
+#: another replica leads. Each occurrence is claimed once, so no message is duplicated.
 UNORDERED = {"epoch fell", "out of order"}
 
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 REFUSED = "action=leading_forbidden reason=other_store"
 
-#: A mark that is not refreshed is taken over after 5 s.
+#: Seconds after which another lease may replace a mark that is not refreshed.
 PATIENCE = 5.0
 
 
@@ -41,7 +41,7 @@ def two_sides(broker: RedisServer, *leases: str | None) -> Iterator[tuple[BeatCl
 
 @pytest.mark.parametrize("first", ["another store", "the broker"])
 def test_two_stores_refuse_each_other(redis_server: RedisServer, first: str):
-    """Started together, one side enqueues; once it is gone for long enough, the other does."""
+    """One of two sides that start together enqueues. The other one enqueues some time after the first has ended."""
     with need(RedisServer) as other, need(RedisServer) as third:
         stores = [third.url if first == "another store" else None, other.url]
         with two_sides(redis_server, *stores) as (cluster, history):

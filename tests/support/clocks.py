@@ -4,7 +4,7 @@ from ha_beat.clock import SystemClock
 
 
 class AdvancedClock(SystemClock):
-    """The machine's clock, moved ahead by `ahead` seconds."""
+    """Clock of the machine, moved ahead by `ahead` seconds."""
 
     ahead = 0.0
 

@@ -34,7 +34,7 @@ def app_dispatcher(app: Celery, keys: Keys) -> AtomicDispatcher:
 
 
 class PlainPush(RedisCommands):
-    """Message whose value is not that of a task."""
+    """Message with a value that is not a task."""
 
     __slots__ = ()
     timed = False

@@ -1,4 +1,4 @@
-"""Leases without an elector: replicas, attempts and terms for tests of the stores and of what a leader does."""
+"""Leases without an elector: replicas, attempts and terms for tests of the stores and of the leader."""
 
 from typing import Any
 

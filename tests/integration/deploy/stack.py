@@ -1,4 +1,4 @@
-"""The Compose file's services as a separate project, and the tasks that its worker ran."""
+"""Services of the Compose file as a separate project, and the tasks that its worker ran."""
 
 import json
 import os

@@ -62,7 +62,7 @@ def test_image_copies_only_existing_files():
 
 
 def test_only_known_images_are_used(compose):
-    """Each additional image has to be pulled, watched and trusted."""
+    """Users have to pull and trust each image."""
     own = compose["x-example"]["image"]
     lines = instructions(DEPLOY / "Dockerfile")
     named = {line.split()[1] for line in lines if line.startswith("FROM ")}

@@ -63,7 +63,7 @@ def test_network_policy_allows_the_port_of_redis_url(helm, url, port):
 
 
 def test_each_value_has_its_effect(helm):
-    """A network policy with further sources; no hook, for images without `sleep`; a large number as an integer.
+    """A network policy has further sources, images without `sleep` need no hook, and a large number stays an integer.
 
     Helm parses whole numbers as floats and would render 2e+06.
     """
@@ -191,7 +191,7 @@ def test_helm_test_reports_after_90_s_when_each_attempt_takes_long(helm, monkeyp
 
 
 def test_pod_of_helm_test_runs_where_beat_runs(helm):
-    """On the same nodes, with the same image and name servers."""
+    """It needs the same nodes, image and name servers."""
     values = "tolerations[0].key=a,nodeSelector.disk=ssd,imagePullSecrets[0].name=x,dnsPolicy=Default"
     made = template(helm, "--set", values)
     (pod,), beat = of_kind(made, "Pod"), pod_of(made)

@@ -86,7 +86,7 @@ def test_example_redis_keeps_its_data_and_admits_only_its_namespace(kustomized):
     assert (given["--appendonly"], given["--maxmemory-policy"]) == ("yes", "noeviction")
     (claim,) = redis["spec"]["volumeClaimTemplates"]
     assert claim["metadata"]["name"] == container["volumeMounts"][0]["name"]
-    # In full, as the API server stores it, for server-side apply: the list is compared as a whole.
+    # As the API server stores it: server-side apply compares the list as a whole.
     stored = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "status": {"phase": "Pending"}}
     assert stored.items() <= claim.items()
     assert claim["spec"]["volumeMode"] == "Filesystem"

@@ -1,4 +1,4 @@
-"""Rules and dashboard query only existing metrics, and the rules fire when they should."""
+"""Rules and dashboard: they query only existing metrics, and the rules fire in the right cases."""
 
 import json
 import re
@@ -93,7 +93,7 @@ def test_panel_queries_existing_series(name, expr):
 
 @pytest.mark.parametrize("panel", [each for each in panels() if each["type"] == "stat"], ids=lambda each: each["title"])
 def test_number_is_that_of_one_cluster(panel):
-    """Two clusters with a leader each are not two leaders, and a minimum would hide which cluster has a fault."""
+    """A sum over two clusters would show two leaders, and a minimum would not show which cluster has a fault."""
     (query,) = panel["targets"]
     assert re.match(r"(sum|max|min) by \(namespace, job\) \(", query["expr"])
     assert query["legendFormat"] == "{{namespace}} {{job}}"
@@ -151,7 +151,7 @@ def test_chart_has_the_same_rules():
 
 
 def test_prometheus_reads_its_configuration(tmp_path):
-    """With the rules in the folder of the Compose file's mount."""
+    """The rules are in the folder that the Compose file mounts."""
     configuration = (RULES.parent / "prometheus.yml").read_text().replace("/etc/prometheus", str(RULES.parent))
     file = tmp_path / "prometheus.yml"
     file.write_text(configuration)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.commands import DEPLOY, run
 
-#: One replica of a service, and a new one that never becomes healthy. Each look at its health takes 20 s.
+#: One replica of a service, and a new one that never becomes healthy. Each query of its health takes 20 s.
 STUBS = {
     "docker": """case "$*" in
   "compose ps "*) cat "$STUBS/replicas" ;;
@@ -22,7 +22,7 @@ esac""",
 
 @pytest.mark.parametrize(("health", "looks"), [("starting", range(4, 10)), ("unhealthy", range(1, 4))])
 def test_replica_that_is_not_healthy_in_time_is_removed(tmp_path, health, looks):
-    """The timeout counts seconds, not looks: `docker inspect` may take long on a busy machine."""
+    """The timeout counts seconds, not queries: `docker inspect` may take long on a busy machine."""
     for name, body in STUBS.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
         (tmp_path / name).chmod(0o755)

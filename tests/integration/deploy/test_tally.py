@@ -1,4 +1,4 @@
-"""The tally of the Compose tests detects duplicates and losses."""
+"""Tally of the Compose tests: it detects duplicates and losses."""
 
 from datetime import UTC, datetime, timedelta
 

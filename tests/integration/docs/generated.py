@@ -77,7 +77,7 @@ def metrics_table() -> str:
 
 
 def modules_table() -> str:
-    """Return every module of the package, but the rooms' own, with the first sentence of its docstring."""
+    """Return every module of the package except `__init__`, with the first sentence of its docstring."""
     lines = ["| module | responsibility |", "|---|---|"]
     package = ROOT / "ha_beat"
     modules = (path for path in package.rglob("*.py") if path.name != "__init__.py")
@@ -89,7 +89,7 @@ def modules_table() -> str:
     return "\n".join(lines)
 
 
-#: File, name of the block, what makes it.
+#: File, name of the block, function that generates it.
 BLOCKS: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("docs/settings.md", "settings", settings_table),
     ("docs/monitoring.md", "metrics", metrics_table),

@@ -10,7 +10,7 @@ from tests.integration.docs.blocks import blocks
 
 TESTS = Path(__file__).parents[2]
 
-#: Form of the commands -> tests that run them, or the reason why none does.
+#: Form of commands -> tests that run them, or the reason why no test can.
 COMMANDS: dict[str, tuple[str, ...] | str] = {
     r"pip install .*": ("integration/packaging/test_distributions.py::test_wheel_installs_into_an_empty_environment",),
     r"\S*ha-beat demo.*|.*&& \.venv/bin/ha-beat demo": (

@@ -1,4 +1,4 @@
-"""The generated blocks match the code."""
+"""Generated blocks of the docs."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.support.commands import ROOT
 
 @pytest.mark.parametrize(("file", "name", "make"), [pytest.param(*each, id=f"{each[0]} {each[1]}") for each in BLOCKS])
 def test_generated_block_matches_the_code(file, name, make):
-    """`python -m tests.integration.docs.generated` brings them up to date."""
+    """`python -m tests.integration.docs.generated` updates the blocks."""
     text = (ROOT / file).read_text("utf-8")
     assert with_block(text, name, make()) == text
 

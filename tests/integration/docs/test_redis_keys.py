@@ -1,4 +1,4 @@
-"""Tests that the page about Redis lists every key, and by what each is bounded."""
+"""Page about Redis: it lists every key, and the bound of each."""
 
 import inspect
 import re
@@ -18,7 +18,7 @@ def names() -> set[str]:
 
 @pytest.mark.parametrize(("heading", "listed"), [("## What is in it", names()), ("### Bounds", names() - CHANNELS)])
 def test_table_lists_every_key(heading: str, listed: set[str]):
-    """A new key has to say what removes its contents."""
+    """The page has to name the bound of a new key."""
     table = (ROOT / "docs" / "redis.md").read_text("utf-8").partition(heading)[2].partition("\n#")[0]
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `…:")]
     assert set(re.findall(r"`…:([a-z]+)", " ".join(rows))) == listed

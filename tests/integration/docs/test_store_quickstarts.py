@@ -190,7 +190,7 @@ def test_first_steps_with_sqlalchemy_celery_beat_need_only_another_flag(
 
 
 def run_count(store: str, project: Project) -> int:
-    """Return how often the entry `saved` has run by the store's own record."""
+    """Return the number of runs of the entry `saved` that the store has recorded."""
     if store == "redbeat":
         meta = redis.Redis.from_url(project.redbeat).hget("redbeat:saved", "meta")
         return int(json.loads(meta)["total_run_count"])

@@ -7,5 +7,4 @@ from tests.support.apps.tick_app import app
 
 __all__ = ["app"]
 
-if os.environ.get("APP_MUTANT"):
-    MUTANTS[os.environ["APP_MUTANT"]].apply()
+MUTANTS[os.environ["APP_MUTANT"]].apply()

@@ -1,6 +1,6 @@
 """Small Celery app for tests, configured by its environment.
 
-BROKER_URL      where messages go
+BROKER_URL      URL of the broker
 BEAT_SPEC       JSON: name -> {"every": seconds} or {"cron": "*" | "m h dom mon dow"}; with "n": 1000 it
                 stands for as many entries, `name-0000` on. Optional: "task" (default `tick`), "args",
                 "kwargs", "options", "relative"; with "every", "first": Unix time of the first occurrence
