@@ -200,71 +200,67 @@ def test_wrong_value_is_refused_with_its_name_and_the_valid_values(name, value):
         assert complaint({f"HA_BEAT_{name.upper()}": value}).startswith(f"HA_BEAT_{name.upper()}=")
 
 
-HALF, REPLACES = "less than half of ha_beat_lease_ttl", "because it replaces ha_beat_command_timeout"
-AT_MOST = "must be at most 3.5 with ha_beat_lease_ttl (10.0) and ha_beat_renew_interval (5.0)"
-IDLE = "because an idle main loop makes progress only once a second"
-OF_URL, OPTION = "socket_connect_timeout of ha_beat_redis_url='5'", "ha_beat_redis_options['socket_timeout']=60"
+TTL = "ha_beat_lease_ttl"
+REPLACES = "because it replaces ha_beat_command_timeout"
+SECOND_RENEWAL = "because a renewal without an answer must leave time for another one"
 
-#: Settings that are accepted, settings that are refused, and the message.
-RELATIONS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
-    (
-        {"renew_interval": 5},
-        {"renew_interval": 6},
-        "ha_beat_renew_interval=6.0: must be at most half of ha_beat_lease_ttl (10.0)",
-    ),
-    (
+#: By the start of the message: settings that are accepted, settings that are refused, and the valid values.
+RELATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "ha_beat_renew_interval=6.0": ({"renew_interval": 5}, {"renew_interval": 6}, f"at most half of {TTL} (10.0)"),
+    "ha_beat_command_timeout=2.0": (
         {"lease_ttl": 4, "command_timeout": 1.99},
         {"lease_ttl": 4, "command_timeout": 2},
-        f"ha_beat_command_timeout=2.0: must be {HALF} (4.0)",
+        f"less than half of {TTL} (4.0)",
     ),
-    (
+    "ha_beat_poll_interval=3.0": (
         {"lease_ttl": 2, "poll_interval": 2},
         {"lease_ttl": 2, "poll_interval": 3},
-        "ha_beat_poll_interval=3.0: must be at most ha_beat_lease_ttl (2.0)",
+        f"at most {TTL} (2.0)",
     ),
-    (
+    "ha_beat_stall_timeout=15.0 (default)": (
         {"lease_ttl": 60, "poll_interval": 14},
         {"lease_ttl": 60, "poll_interval": 20},
-        "ha_beat_stall_timeout=15.0 (default): must be more than ha_beat_poll_interval (20.0)",
+        "more than ha_beat_poll_interval (20.0)",
     ),
-    (
+    "ha_beat_command_timeout=4.0": (
         {"renew_interval": 5, "command_timeout": 3.5},
         {"renew_interval": 5, "command_timeout": 4},
-        f"ha_beat_command_timeout=4.0: {AT_MOST}, because a renewal without an answer must leave time for another one",
+        f"at most 3.5 with {TTL} (10.0) and ha_beat_renew_interval (5.0), {SECOND_RENEWAL}",
     ),
-    (
+    "ha_beat_redis_options['socket_timeout']=60": (
         {"redis_options": {"socket_timeout": 4.9}, "redis_url": "redis://h/0?socket_timeout=60"},
         {"redis_options": {"socket_timeout": 60}},
-        f"{OPTION}: must be a number of seconds {HALF} (10.0), {REPLACES}",
+        f"a number of seconds less than half of {TTL} (10.0), {REPLACES}",
     ),
-    (
+    "socket_connect_timeout of ha_beat_redis_url='5'": (
         {"lease_ttl": 3600},
         {"redis_url": "redis://h/0?socket_connect_timeout=5", "lease_ttl": 4},
-        f"{OF_URL}: must be a number of seconds {HALF} (4.0), {REPLACES}",
+        f"a number of seconds less than half of {TTL} (4.0), {REPLACES}",
     ),
-    (
+    "ha_beat_stall_timeout=1": (
         {"stall_timeout": 2},
         {"stall_timeout": 1},
-        f"ha_beat_stall_timeout=1: must be a number of seconds from 2 up, {IDLE}",
+        "a number of seconds from 2 up, because an idle main loop makes progress only once a second",
     ),
-    (
+    "HA_BEAT_LEASE_TTL='10s'": (
         {"lease_ttl": 1},
         {"environ": {"HA_BEAT_LEASE_TTL": "10s"}},
-        "HA_BEAT_LEASE_TTL='10s': must be a number of seconds from 1 to 3600",
+        "a number of seconds from 1 to 3600",
     ),
-    (
+    "ha_beat_renew_interval=3.0": (
         {"environ": {"HA_BEAT_LEASE_TTL": "4"}, "renew_interval": 2},
         {"environ": {"HA_BEAT_LEASE_TTL": "4"}, "renew_interval": 3},
-        "ha_beat_renew_interval=3.0: must be at most half of HA_BEAT_LEASE_TTL (4.0)",
+        "at most half of HA_BEAT_LEASE_TTL (4.0)",
     ),
-]
+}
 
 
-@pytest.mark.parametrize(("accepted", "refused", "message"), RELATIONS)
-def test_message_names_settings_as_the_user_spelled_them(accepted, refused, message):
+@pytest.mark.parametrize("named", RELATIONS)
+def test_message_names_settings_as_the_user_spelled_them(named):
     """The accepted values are the last before the limit."""
+    accepted, refused, right = RELATIONS[named]
     load(**accepted)
-    assert complaint(**refused) == message
+    assert complaint(**refused) == f"{named}: must be {right}"
 
 
 @pytest.mark.parametrize(
