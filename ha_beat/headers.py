@@ -118,7 +118,7 @@ def header_of(
 
 
 def with_header(options: Mapping[str, Any], header: Mapping[str, Any], task_id: str) -> dict[str, Any]:
-    """Return a copy of an entry's publish options with this header, the one of Celery's beat, and the task id."""
+    """Return a copy of an entry's publish options with this header, the header of Celery's beat, and the task id."""
     header = full_header(options, header, task_id)
     headers = {**(options.get("headers") or {}), "celery_beat_task": True, HEADER: header}
     return {**options, "headers": headers, "task_id": options.get("task_id") or task_id}

@@ -15,8 +15,9 @@ from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.reasons import Verdict
 from ha_beat.schedule.entry_options import EntryOptions
 from ha_beat.schedule.occurrence import NEVER
-from ha_beat.schedule_sources.hooks import HookedSender, SchedulerHooks
+from ha_beat.schedule_sources.hooks import SchedulerHooks
 from ha_beat.schedule_sources.rules import EntryRules
+from ha_beat.schedule_sources.sender import HookedSender
 from ha_beat.store.ledger import LedgerRow
 
 logger = logging.getLogger("ha_beat")

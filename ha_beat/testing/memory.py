@@ -98,16 +98,15 @@ class MemoryLeaseStore:
         )
         self._ledger_gen, self._ledger_epoch, self._ledger_run_id = gen, epoch, self._run_id
         self._fingerprint = replica.fingerprint
-        return self._reply(
-            Acquired(
-                term=Term(replica.id, epoch, attempt.nonce, gen, self._run_id, attempt.trusted_until),
-                previous_gens=(lease_gen, ledger_gen),
-                previous_run_id=previous_run_id,
-                previous_holder=was.holder if was else "",
-                presence=presence,
-                server_ms=self._now_ms(),
-            )
+        acquired = Acquired(
+            term=Term(replica.id, epoch, attempt.nonce, gen, self._run_id, attempt.trusted_until),
+            previous_gens=(lease_gen, ledger_gen),
+            previous_run_id=previous_run_id,
+            previous_holder=was.holder if was else "",
+            presence=presence,
+            server_ms=self._now_ms(),
         )
+        return self._reply(acquired)
 
     def renew(self, term: Term, seq: int, presence: str) -> Renewed | Lost | Literal["late"]:
         """Renew the lease under a term. Return ``late`` if an attempt with a higher ``seq`` was executed before."""
