@@ -89,8 +89,9 @@ class _Subscription:
     Its methods raise redis-py's errors, ``OSError``, or ``ValueError`` if it is closed.
     """
 
-    def __init__(self, client: Any, channel: str, waker: _Waker, clock: Clock, ping_interval: float) -> None:
-        self.channel = channel
+    def __init__(self, client: Any, waker: _Waker, clock: Clock, ping_interval: float) -> None:
+        #: Presence channel, once Redis has confirmed it.
+        self.channel = ""
         self._pubsub: Any = _pubsub(client)
         self._waker = waker
         self._clock = clock
@@ -102,16 +103,17 @@ class _Subscription:
         self._next_ping = 0.0
         self._unanswered = False
 
-    def begin(self, wake_channel: str, *, sharded: bool) -> None:
+    def begin(self, channel: str, wake_channel: str, *, sharded: bool) -> None:
         """Subscribe, and wait until Redis has confirmed it."""
         pubsub = self._pubsub
         pubsub.subscribe(wake_channel)
-        (pubsub.ssubscribe if sharded else pubsub.subscribe)(self.channel)
-        self._confirm({wake_channel, self.channel})
+        (pubsub.ssubscribe if sharded else pubsub.subscribe)(channel)
+        self._confirm({wake_channel, channel})
         pubsub.connection.register_connect_callback(self._on_connect)
         self._selector.register(_socket_of(pubsub), selectors.EVENT_READ)
         self._selector.register(self._waker.receiver, selectors.EVENT_READ)
         self._next_ping = self._clock.elapsed() + self._ping_interval
+        self.channel = channel
 
     def _confirm(self, wanted: set[str]) -> None:
         until = self._clock.elapsed() + _CONFIRM_WITHIN
@@ -226,16 +228,14 @@ class RedisPresence:
         # A new name each time: a standby must not mistake the end of an old connection for the end of this one.
         token = new_token()  # guard: presence-new-channel
         channel = self._keys.shard_presence(token) if self._sharded else self._keys.presence(token)
-        subscription = None
         try:
             with mapped_redis_errors():
-                subscription = _Subscription(self._client(), channel, self._waker, self._clock, self._ping_interval)
-                subscription.begin(self._keys.wake, sharded=self._sharded)
+                # Kept from the start: another thread may fork at any moment, and the child must close its copy.
+                self._subscription = _Subscription(self._client(), self._waker, self._clock, self._ping_interval)
+                self._subscription.begin(channel, self._keys.wake, sharded=self._sharded)
         except StoreError as exc:
-            if subscription is not None:
-                subscription.close()
+            self.close()
             raise PresenceError(str(exc)) from exc
-        self._subscription = subscription
 
     def wait(self, seconds: float) -> bool:
         if self._subscription is None:
