@@ -64,31 +64,11 @@ def reconcile(
     After a loss, occurrences up to its floor are skipped unless ``catch_up``. ``entries`` and ``rows`` are those of the
     whole schedule or of some ids. ``cluster_ran`` is False if the whole ledger is empty; by default ``rows`` decide.
     """
-    done = Reconciled()
     ran = bool(rows) if cluster_ran is None else cluster_ran
-    present: set[str] = set()
+    facts = _Facts(shadow, loss, writer, catch_up, absence, ran)
+    done, present = Reconciled(), set[str]()
     for entry in _distinct(entries, present, done.failures):
-        raw = rows.get(entry.id)
-        row = LedgerRow.parse(raw) if raw is not None else None
-        if raw is not None and row is None:
-            done.failures.append(EntryFailed(entry.label, EntryFault.ROW_UNREADABLE))
-            continue
-        if absence is not None and not absence.certain and _differs(entry, row):
-            done.held_back = True
-            continue
-        shadowed = shadow.position(entry.id)
-        # An entry has appeared while the cluster runs. A last run in its store is from before.
-        appeared = absence is not None and row is None and ran and shadowed is None
-        try:
-            state = _initial_state(entry, row, writer.now, appeared=appeared)
-            operation = _place(state, shadowed, loss, writer, catch_up=catch_up)
-        except Exception as exc:
-            done.failures.append(EntryFailed.raised(entry.label, EntryFault.SCHEDULE_RAISES, exc))
-            continue
-        done.states.append(state)
-        if operation is not None:
-            done.operations.append(operation)
-            done.new += row is None
+        _add(done, entry, rows.get(entry.id), facts)
     done.ahead = [state for state in done.states if state.position > writer.now + _FAR_AHEAD]
     if absence is not None:
         gone = rows.keys() - present
@@ -97,8 +77,45 @@ def reconcile(
         done.held_back |= bool(gone) and not absence.certain
     if loss is not None:
         placed = {state.id for state in done.states} | {operation.state.id for operation in done.operations}
-        done.operations += _restored(shadow, rows, placed, loss, writer, catch_up=catch_up)
+        done.operations += _restored(rows, placed, loss, facts)
     return done
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """Facts by which every entry is placed."""
+
+    shadow: Shadow
+    loss: Loss | None
+    writer: LedgerWriter
+    catch_up: bool
+    absence: Absence | None
+    cluster_ran: bool
+
+
+def _add(done: Reconciled, entry: ScheduledEntry, raw: str | None, facts: _Facts) -> None:
+    """Add the state and the operation of one entry, or why it has none."""
+    absence, writer = facts.absence, facts.writer
+    row = LedgerRow.parse(raw) if raw is not None else None
+    if raw is not None and row is None:
+        done.failures.append(EntryFailed(entry.label, EntryFault.ROW_UNREADABLE))
+        return
+    if absence is not None and not absence.certain and _differs(entry, row):
+        done.held_back = True
+        return
+    shadowed = facts.shadow.position(entry.id)
+    # An entry has appeared while the cluster runs. A last run in its store is from before.
+    appeared = absence is not None and row is None and facts.cluster_ran and shadowed is None
+    try:
+        state = _initial_state(entry, row, writer.now, appeared=appeared)
+        operation = _place(state, shadowed, facts)
+    except Exception as exc:
+        done.failures.append(EntryFailed.raised(entry.label, EntryFault.SCHEDULE_RAISES, exc))
+        return
+    done.states.append(state)
+    if operation is not None:
+        done.operations.append(operation)
+        done.new += row is None
 
 
 def _distinct(
@@ -131,16 +148,14 @@ def unscheduled(entry_id: str, position: datetime, row: LedgerRow | None) -> Ent
     return EntryState(entry, position, row)
 
 
-def _restored(
-    shadow: Shadow, rows: Mapping[str, str], placed: Set[str], loss: Loss, writer: LedgerWriter, *, catch_up: bool
-) -> list[EntryOperation]:
+def _restored(rows: Mapping[str, str], placed: Set[str], loss: Loss, facts: _Facts) -> list[EntryOperation]:
     """Restore the rows of entries that were lost or are in doubt, and that this replica's schedule may lack.
 
     A later leader that has such an entry finds no loss, so the row records until when the entry is in doubt. Without
     the row, each change of leader would find the ledger behind and report another loss.
     """
-    operations = []
-    lost = shadow.lost(rows, writer.now)
+    operations, writer = [], facts.writer
+    lost = facts.shadow.lost(rows, writer.now)
     for entry_id in (lost.keys() | rows.keys()) - placed:
         row = LedgerRow.parse(rows[entry_id]) if entry_id in rows else None
         if row is None and entry_id in rows:
@@ -150,7 +165,7 @@ def _restored(
         following = row.following if row is not None and entry_id not in lost else None
         if row is not None and row.verdict is Verdict.ABSENT:
             operations += [writer.mark_absent(state)] if entry_id in lost else []
-        elif not catch_up and position < loss.floor and (following is None or following <= loss.floor):
+        elif not facts.catch_up and position < loss.floor and (following is None or following <= loss.floor):
             operations.append(writer.arm(state, in_doubt_until=loss.floor))  # guard: in-doubt-of-others
         elif entry_id in lost:
             operations.append(writer.arm(state))
@@ -199,11 +214,10 @@ def _recorded_since(entry: ScheduledEntry, row: LedgerRow | None) -> bool:
     return row.dispatched_ms >= entry.since.timestamp() * 1000
 
 
-def _place(
-    state: EntryState, shadowed: datetime | None, loss: Loss | None, writer: LedgerWriter, *, catch_up: bool
-) -> EntryOperation | None:
+def _place(state: EntryState, shadowed: datetime | None, facts: _Facts) -> EntryOperation | None:
     """Set the position of a new state. Return the operation that records it, or ``None`` if the row is up to date."""
-    entry, row, now = state.entry, state.row, writer.now
+    entry, row, writer = state.entry, state.row, facts.writer
+    now = writer.now
     known = [position for position in (row.base if row else None, shadowed) if position is not None]
     behind = row is None or (shadowed is not None and shadowed > row.base)
     disabled = state.resumed or (row is not None and row.verdict is Verdict.ABSENT)  # guard: absent-counts-from-now
@@ -223,8 +237,8 @@ def _place(
     if not (edited or disabled) and _was_disabled(entry, row):  # guard: off-without-leader
         # The store may have been cleared without disabling the entry, so the usual lateness is still owed.
         state.position = _newest(state, now - timedelta(seconds=entry.misfire.usual_lateness))
-    state.doubted_until = _doubted_until(row, loss)
-    in_doubt = _doubted_until(row, None if catch_up else loss)
+    state.doubted_until = _doubted_until(row, facts.loss)
+    in_doubt = _doubted_until(row, None if facts.catch_up else facts.loss)
     if in_doubt is not None:  # guard: edited-in-doubt
         skipping = _skip_to(state, in_doubt, writer)
         if skipping is not None:
