@@ -2,7 +2,7 @@
 
 Hazard
     Replicas that are configured with two lease stores elect two leaders, each with a valid lease, and enqueue every
-    occurrence twice into the one broker.
+    occurrence twice into the shared broker.
 
 Rule
     A leader keeps the marker in the broker's Redis and does not dispatch without it. A standby that finds the marker of
@@ -246,8 +246,8 @@ def two_stores(mark: LeaseMark, keys: Keys, name: str) -> str:
         f"the lease of the cluster {keys.cluster!r} is kept in two stores: the broker's Redis names "
         f"{mark.name} (leader {mark.holder}), and this replica uses {name}. Set ha_beat_redis_url to the same URL in "
         f"all replicas. If the lease was moved, stop the replicas that use the old store: this replica continues "
-        f"{mark.abandoned_after:g} s after their last write, or at once when the key {keys.store} is deleted from the "
-        f"broker's Redis"
+        f"{mark.abandoned_after:g} s after their last write, or immediately when the key {keys.store} is deleted "
+        f"from the broker's Redis"
     )
 
 

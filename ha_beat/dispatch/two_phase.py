@@ -5,14 +5,14 @@ accepted the message. A claim without a confirmation is an occurrence of unknown
 the policy ``republish``.
 
 - :mod:`~ha_beat.dispatch.claims.batches` carries out a batch. Only as much is claimed as can be sent in the time of
-  one batch. A retry continues each claim where it stopped: no message is sent twice.
+  one batch. A retry continues each claim where the last attempt stopped: no message is sent twice.
 - :mod:`~ha_beat.dispatch.claims.claim` decides what each outcome leads to, and
   :mod:`~ha_beat.dispatch.claims.updates` what is written then.
 - :mod:`~ha_beat.dispatch.claims.own_claims`: if the lease ends first, accepted messages are still recorded, and the
   claims of messages that were certainly not sent are marked as unsent. If the process is stopped, the claims that were
   not sent are taken back.
-- :mod:`~ha_beat.dispatch.claims.earlier_claims`: a newer term takes unsent claims back, so that it sends them. Once
-  their messages cannot be on their way any more, it records the open claims as uncertain.
+- :mod:`~ha_beat.dispatch.claims.earlier_claims`: a newer term takes unsent claims back and sends their messages. It
+  records open claims as uncertain once their messages cannot be on their way any more.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class UnansweredMessages:
     def failed(self, exc: Exception, *, of_channel: bool) -> None:
         """Give every message the outcome that follows from an error of the channel or the connection."""
         messages, self._messages = self._messages, {}
-        # A single unanswered message must be the one at fault.
+        # If only one message is unanswered, that message is at fault.
         refused = of_channel and len(messages) == 1  # guard: amqp-fault-unknown
         outcome = PublishOutcome.REFUSED if refused else PublishOutcome.UNKNOWN
         for one in messages.values():

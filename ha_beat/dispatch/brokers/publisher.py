@@ -80,8 +80,8 @@ class Publisher:
         if is_io_error(exc):
             try:
                 self.ready()
-            except StoreError as away:
-                return away
+            except StoreError as error:
+                return error
         return None
 
     def ready(self) -> None:

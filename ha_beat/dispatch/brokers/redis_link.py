@@ -74,8 +74,8 @@ class BrokerLink:
             try:
                 with mapped_broker_errors():
                     self.client().ping()
-            except StoreUnavailable as away:
-                return away
+            except StoreUnavailable as error:
+                return error
             except StoreError:
                 # The server answered, although it permits no PING.
                 pass

@@ -40,16 +40,18 @@ class ClaimBatches:
         self._own.resolve_ended(term)
         self._sender.begin_batch(term, operations)
         answers: dict[int, Answer] = {}
-        left, budget = list(enumerate(operations)), self._pace.begin()
+        # Numbers of the operations that have no answer.
+        left, budget = list(range(len(operations))), self._pace.begin()
         try:
             while left:
                 if answers and budget.spent:
-                    answers |= {number: Answer(AnswerKind.DEFERRED) for number, op in left if self._may_wait(op)}
-                    left = [(number, op) for number, op in left if number not in answers]
-                size = self._chunk_size([op for _, op in left], budget)
+                    waiting = [number for number in left if self._may_wait(operations[number])]
+                    answers |= dict.fromkeys(waiting, Answer(AnswerKind.DEFERRED))
+                    left = [number for number in left if number not in answers]
+                size = self._chunk_size([operations[number] for number in left], budget)
                 chunk, left = left[:size], left[size:]
-                found = self._submit_chunk(term, [op for _, op in chunk], budget)
-                answers |= {number: answer for (number, _), answer in zip(chunk, found, strict=True)}
+                found = self._submit_chunk(term, [operations[number] for number in chunk], budget)
+                answers |= zip(chunk, found, strict=True)
                 self._partly_answered = True
         except (FencedOff, SystemExit, KeyboardInterrupt):
             # Spare the next term the wait until these messages can't be on their way any more.

@@ -1,4 +1,4 @@
-"""Ledger rows and journal records of an occurrence while it is claimed, and after its outcome turned out otherwise."""
+"""Ledger rows and journal records of an occurrence that is claimed, uncertain or not sent."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ DEDUPLICATION = "MessageDeduplicationId"
 
 
 class NothingPublished(HaBeatError):
-    """The message went into no queue, or through another producer than the one that collects messages."""
+    """The message went into no queue, or through a producer that does not collect messages."""
 
 
 class Declined(HaBeatError):

@@ -76,7 +76,7 @@ class _Channel(_AnyChannel):  # type: ignore[misc]
     sink: list[Command] | None = None
     #: The last of the channel's own commands that failed.
     failed_command: FailedCommand | None = None
-    #: Number of times that the channel has run commands of its own.
+    #: Number of times that the channel has run its own commands.
     commands_run = 0
 
     @contextmanager

@@ -24,7 +24,7 @@ class DeferredPublish:
     arguments: Arguments
 
     def stamp(self) -> None:
-        """Give this publish an id, by which a worker tells a second publish from a redelivery of the first."""
+        """Give this publish an id, with which a worker distinguishes a second publish from a redelivery."""
         header = self.arguments["headers"].get(HEADER)
         if header is not None:
             header["publish"] = new_token()

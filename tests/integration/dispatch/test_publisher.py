@@ -21,7 +21,7 @@ ACCEPTED = Sent(PublishOutcome.ACCEPTED)
 
 
 def test_prepared_message_is_not_sent_before_send():
-    """Each publish has its own id, by which the worker's guard tells them apart."""
+    """Each publish has its own id, by which the worker's guard distinguishes them."""
     sender = Sender("memory://")
     message = sender.prepare()
     with sender.app.connection_for_read() as connection, connection.SimpleQueue("jobs.fifo") as queue:
