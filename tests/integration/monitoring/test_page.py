@@ -5,7 +5,6 @@ import importlib
 import os
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,14 +79,6 @@ def until(page: Any, script: str, argument: object = None, timeout: float = 20.0
     wait_for(lambda: page.evaluate(f"argument => {script}", argument), timeout, script, 0.1)
 
 
-def keep(page: Any, name: str) -> None:
-    """Save a screenshot in the folder PAGE_SCREENSHOTS, if it is set."""
-    folder = os.environ.get("PAGE_SCREENSHOTS")
-    if folder:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=True)
-
-
 def test_every_replica_serves_the_whole_cluster(browser, cluster):
     leader = cluster.wait_for_leader()
     for number in range(3):
@@ -129,7 +120,6 @@ def test_page_passes_the_axe_accessibility_checks(browser, cluster, scheme, widt
         page.set_viewport_size({"width": width, "height": 900})
         page.click("summary")
         page.wait_for_timeout(300)
-        keep(page, f"{scheme}-{width}")
         found = axe.run(page).response["violations"]
         assert [(rule["id"], [node["html"][:200] for node in rule["nodes"]]) for rule in found] == []
 
@@ -181,7 +171,6 @@ def test_open_page_shows_a_takeover(browser, cluster):
         until(page, "document.querySelectorAll('#timeline rect.gap').length > 0")
         assert f"{successor.name} leads now" in page.inner_text("#announce")
         assert complaints == []
-        keep(page, "takeover")
         # A paused process ends no connection. Only its silence shows the pause.
         cluster[watching].pause()
         until(page, "document.querySelector('#live').innerText.includes('nothing heard')", timeout=30)

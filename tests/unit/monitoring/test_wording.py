@@ -140,12 +140,9 @@ def test_warning_that_is_no_event_is_explained_in_the_docs():
     assert actions - INFO_ACTIONS <= set(re.findall(r"\| `(\w+)` \|", LOG_LINES))
 
 
-def test_every_enum_has_words_or_is_shown_as_codes():
+def test_every_enum_has_words_for_each_code_or_is_shown_as_codes():
     enums = {kind for kind in vars(reasons).values() if isinstance(kind, type) and issubclass(kind, StrEnum)}
     assert enums - {StrEnum} - SHOWN_AS_CODES == {*wording._PHRASES, ReplyCode, BackfillOutcome}
-
-
-def test_worded_enums_are_complete():
     assert [code for kind, words in wording._PHRASES.items() for code in kind if code not in words] == []
 
 
@@ -154,5 +151,5 @@ def test_equal_values_of_two_enums_have_their_own_words():
     assert phrase_of(SkipReason, "state_loss") == phrase(SkipReason.STATE_LOSS)
 
 
-def test_unknown_code_of_a_record_is_shown_as_it_is():
+def test_unknown_code_of_a_record_is_shown_unchanged():
     assert phrase_of(SkipReason, "of_a_newer_version") == "of_a_newer_version"
