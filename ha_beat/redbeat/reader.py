@@ -90,11 +90,11 @@ class EntryReader:
         """Read the entries whose score has changed, and the next page of the others."""
         members = self._store.members()
         moved = [key for key, score in members.items() if self._scores.get(key) != score]
-        gone = list(self.table.records.keys() - members.keys())
+        unlisted = list(self.table.records.keys() - members.keys())
         rest = self._rest or list(members)
         self._read(list(dict.fromkeys([*moved, *(key for key in rest[:PAGE] if key in members)])))
-        if gone:
-            self._read(gone, check=True)
+        if unlisted:
+            self._read(unlisted, check=True)
         self._scores, self._rest = members, rest[PAGE:]
 
     def _read(self, keys: list[str], *, check: bool = False) -> None:
@@ -117,7 +117,7 @@ class EntryReader:
             self._progress()
 
     def _lost(self, mark: Mark | None) -> bool:
-        """True if Redis lacks data that this replica has seen: the mark is gone, older, or a leader is restoring."""
+        """True if Redis lacks data that this replica has seen: the mark is missing, older, or a leader is restoring."""
         known = self.mark
         if known is None:
             return False

@@ -146,21 +146,21 @@ class RedBeatStore:
         (found,) = self._pipeline([("SMEMBERS", self.keys.statics)])
         return {_key(name) for name in found or ()}
 
-    def note_statics(self, epoch: int, added: Iterable[str], gone: Sequence[str]) -> bool:
-        """Note the names of entries of the settings, and delete the entries ``gone``.
+    def note_statics(self, epoch: int, added: Iterable[str], removed: Sequence[str]) -> bool:
+        """Note the names of entries of the settings, and delete the ``removed`` entries.
 
         Returns:
             False if a later leader has set the mark.
         """
-        names, keys = list(added), [self.keys.entry(name) for name in gone]
+        names, keys = list(added), [self.keys.entry(name) for name in removed]
         if not self._connection.scattered:
             where = (self.keys.statics, self.keys.schedule, self.keys.mark, *keys)
-            (done,) = self._pipeline([("EVAL", _script("statics"), len(where), *where, epoch, *gone, *names)])
+            (done,) = self._pipeline([("EVAL", _script("statics"), len(where), *where, epoch, *removed, *names)])
             return int(done) == 1
         if self._epoch() != epoch:
             return False
         commands: list[tuple[Any, ...]] = [("SADD", self.keys.statics, name) for name in names]
-        commands += [("SREM", self.keys.statics, name) for name in gone]
+        commands += [("SREM", self.keys.statics, name) for name in removed]
         commands += [("ZREM", self.keys.schedule, key) for key in keys]
         self._pipeline([*commands, *(("DEL", key) for key in keys)])
         return True

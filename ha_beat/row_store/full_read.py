@@ -29,7 +29,7 @@ _URGENT_PAUSE = 4
 
 
 class FullRead:
-    """One pass over the enabled rows by primary key. A known row that is missing on its page is gone."""
+    """One pass over the enabled rows by primary key. A known row that its page lacks was disabled or deleted."""
 
     def __init__(
         self, query: RowQueries, table: RowTable, clock: Clock, begin_at: float, *, urgent: bool = False
@@ -86,7 +86,7 @@ class FullReads:
         return self.complete + 1
 
     def want(self) -> None:
-        """Read urgently, with a pause after the last read so that unexplained changes do not keep the thread busy."""
+        """Read urgently, after a pause: unexplained changes must not keep the thread busy."""
         self._wanted = True
 
     def confirm(self) -> None:

@@ -79,7 +79,7 @@ class Mark(NamedTuple):
         return " ".join(map(str, self))
 
     def needs_write(self, last: Mark | None, *, has_row: bool) -> bool:
-        """True if the entry has to be written so that it has this mark. ``last`` is the mark of the last write.
+        """True if the entry has to be written. This is its present mark, and ``last`` is that of the last write.
 
         An unchanged entry without a row was deleted by a person, unless the database is new.
         """

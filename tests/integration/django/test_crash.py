@@ -64,8 +64,8 @@ def test_three_kills_in_three_minutes_lose_and_repeat_nothing(sites):
             one_off, clocked = f"one off {number}", f"clocked {number}"
 
             def add() -> None:
-                row(one_off, crontab=cron(), one_off=True)  # noqa: B023 -- called at once
-                row(clocked, clocked=at(minute), one_off=True)  # noqa: B023 -- called at once
+                row(one_off, crontab=cron(), one_off=True)  # noqa: B023 -- called in this pass
+                row(clocked, clocked=at(minute), one_off=True)  # noqa: B023 -- called in this pass
 
             def strike(site: Site, cluster: BeatCluster) -> None:
                 wait_for(lambda: clocked in site.names(), 20, "the minute's messages", 0.002)  # noqa: B023 -- as above
@@ -97,7 +97,7 @@ def test_stock_beat_repeats_tasks_in_the_same_case(sites):
     with ExitStack() as stack:
         clusters = [stack.enter_context(beats(site, replicas=1, scheduler=STOCK)) for site in sites]
         for site in sites:
-            # The first send writes the rows at once; later ones are written up to 180 s later.
+            # The first send writes the rows immediately; later ones are written up to 180 s later.
             site.wait_for(within=60)
         minute = next_minute(at_least=10)
         create(sites, lambda: row("clocked", clocked=at(minute), one_off=True))

@@ -294,7 +294,7 @@ def test_start_in_the_future_can_be_moved(site):
 def test_expiry_can_be_moved_without_loss_or_repetition(site):
     """To a later time before it is reached, and to the past.
 
-    A one-off row stays enabled until it expires, even without an instant before that, so that it can be edited.
+    A one-off row can be edited until it expires. Even without an earlier instant it stays enabled until then.
     """
     end = soon(12)
     task = row("task", interval=every(1), expires=end)

@@ -30,7 +30,8 @@ class Never(schedule):
 
 
 @pytest.mark.slow
-def test_edit_of_a_static_entry_survives_a_restart_with_other_settings(site):
+def test_edit_of_a_static_entry_is_kept_until_its_entry_changes(site):
+    """Other settings, and a restart, do not overwrite it."""
     with beats(site, spec=SPEC) as cluster:
         site.wait_for("static")
         task = PeriodicTask.objects.get(name="static")
@@ -42,6 +43,12 @@ def test_edit_of_a_static_entry_survives_a_restart_with_other_settings(site):
         site.wait_for("more")
     assert fresh(task).interval == every(3600)
     assert "static" not in site.names()
+    changed = {"static": {"every": 0.5, "args": [1], "options": {"queue": "other", "ha_beat": {"misfire": "skip"}}}}
+    with beats(site, spec=changed, replicas=1):
+        site.wait_for(queue="other")
+    assert json.loads(fresh(task).args) == [1]
+    assert json.loads(task.headers)["ha_beat"] == {"misfire": "skip"}
+    assert "misfire" not in json.dumps(site.messages("other"))
 
 
 @pytest.mark.slow
@@ -63,19 +70,6 @@ def test_task_deleted_in_the_admin_stays_deleted_until_its_entry_changes(site):
     assert "static" not in site.names()
     with beats(site, spec={**spec, "static": {"every": 1.0}}):
         site.wait_for("static")
-
-
-@pytest.mark.slow
-def test_changed_settings_are_written(site):
-    with beats(site, spec=SPEC, replicas=1):
-        site.wait_for("static")
-    changed = {"static": {"every": 0.5, "args": [1], "options": {"queue": "other", "ha_beat": {"misfire": "skip"}}}}
-    with beats(site, spec=changed, replicas=1):
-        site.wait_for(queue="other")
-    task = PeriodicTask.objects.get(name="static")
-    assert json.loads(task.args) == [1]
-    assert json.loads(task.headers)["ha_beat"] == {"misfire": "skip"}
-    assert "misfire" not in json.dumps(site.messages("other"))
 
 
 @pytest.mark.slow

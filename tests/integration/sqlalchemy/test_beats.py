@@ -157,7 +157,7 @@ def test_two_beats_send_each_occurrence_once_and_the_stores_own_twice(redis_serv
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [False, True])
 def test_wiped_redis_of_the_lease_duplicates_nothing_and_explains_gaps(redis_server, tmp_path, killed):
-    """The leader, or its successor after a kill at that moment, goes on from the rows and its memory."""
+    """The leader, or its successor after a kill at that moment, continues from the rows and its memory."""
     url = f"sqlite:///{tmp_path}/rows.db"
     SqlRows(url).add("row", schedule={"every": 1, "period": "seconds"})
     row = SqlRows(url).id("row")
