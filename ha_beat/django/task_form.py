@@ -53,10 +53,7 @@ class MisfireForm(PeriodicTaskForm):  # type: ignore[misc]  # django-celery-beat
         help_text=gettext_lazy("Skipping needs workers that load ha_beat.guard."),
     )
     overlap_timeout = forms.FloatField(
-        label=RULES["overlap_timeout"],
-        required=False,
-        min_value=1,
-        help_text=gettext_lazy("Leave empty for an hour."),
+        label=RULES["overlap_timeout"], required=False, min_value=1, help_text=gettext_lazy("Leave empty for an hour.")
     )
     jitter = forms.FloatField(
         label=RULES["jitter"],

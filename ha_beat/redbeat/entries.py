@@ -129,10 +129,7 @@ class EntryTable(Table):
     entries: dict[str, StoredEntry]
 
     def __init__(
-        self,
-        prefix: str,
-        make_entry: Callable[[str, Record], StoredEntry | None],
-        emit: Callable[[events.Event], None],
+        self, prefix: str, make_entry: Callable[[str, Record], StoredEntry | None], emit: Callable[[events.Event], None]
     ) -> None:
         """``make_entry`` returns ``None`` for a disabled entry. If it raises, the entry is reported and left out."""
         super().__init__(emit)

@@ -36,13 +36,7 @@ class RedBeatSync(RepeatingThread):
     """Thread that keeps the table and redbeat's Redis in step. The main loop never waits for that Redis."""
 
     def __init__(
-        self,
-        runtime: Runtime,
-        reader: EntryReader,
-        runs: RunWriter,
-        entries: EntryWriter,
-        app: Celery,
-        clock: Clock,
+        self, runtime: Runtime, reader: EntryReader, runs: RunWriter, entries: EntryWriter, app: Celery, clock: Clock
     ) -> None:
         super().__init__(name="ha_beat-redbeat", interval=POLL_INTERVAL, clock=clock, emit=runtime.events.emit)
         self._runtime = runtime

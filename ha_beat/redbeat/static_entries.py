@@ -25,10 +25,7 @@ class StaticEntries:
     """Entries of the settings, with the cleanup of results that Celery adds."""
 
     def __init__(
-        self,
-        app: Celery,
-        make_entry: Callable[[str, Record], StoredEntry | None],
-        emit: Callable[[events.Event], None],
+        self, app: Celery, make_entry: Callable[[str, Record], StoredEntry | None], emit: Callable[[events.Event], None]
     ) -> None:
         """``make_entry`` raises if an entry can't be scheduled."""
         self._make_entry = make_entry

@@ -146,9 +146,7 @@ def write_changed(
 def _write(rows: StaticRows, name: str, definition: Definition) -> None:
     dropped = rows.write(name, definition)
     logger.info(
-        "Wrote entry %s of the settings to the database",
-        name,
-        extra={"action": "static_entry_written", "entry": name},
+        "Wrote entry %s of the settings to the database", name, extra={"action": "static_entry_written", "entry": name}
     )
     if dropped:
         logger.warning(

@@ -21,10 +21,7 @@ class RowTable(Table):
     entries: dict[str, RowEntry]
 
     def __init__(
-        self,
-        query: RowQueries,
-        make_entry: Callable[[Any], RowEntry],
-        emit: Callable[[events.Event], None],
+        self, query: RowQueries, make_entry: Callable[[Any], RowEntry], emit: Callable[[events.Event], None]
     ) -> None:
         """If ``make_entry`` raises for a model, the row is reported and left out."""
         super().__init__(emit)
