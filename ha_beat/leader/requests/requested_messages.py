@@ -119,15 +119,11 @@ class RequestedMessages:
         if operations:
             found.update(zip(operations, dispatcher.submit(order.term, list(operations.values())), strict=True))
         answers = [found[step.number] for step in steps if step.number in found]
-        state, request = order.state, order.request
+        request, name, task = order.request, order.state.label, order.state.entry.task
         for step, answer in zip(steps, answers, strict=False):
             self._built.pop((request.id, step.number), None)
             if answer.kind in SENT:
-                self._emit(
-                    events.EnqueuedOnRequest(
-                        state.label, state.entry.task, step.task_id, step.at, order.kind, request.by
-                    )
-                )
+                self._emit(events.EnqueuedOnRequest(name, task, step.task_id, step.at, order.kind, request.by))
         return answers
 
     def _build(
