@@ -56,7 +56,7 @@ class Flushed(redis.Redis):
 
 
 def test_script_runs_while_another_client_empties_the_cache(shared_redis: RedisServer):
-    """Also between load and call. Otherwise a leader would lose the lease, or an entry would get the blame."""
+    """Even between load and call. Otherwise a leader would lose the lease, or an entry would count as faulty."""
     script = Script("observe")
     with Flushed.from_url(shared_redis.url) as client:
         for _ in range(2):
@@ -75,7 +75,7 @@ def polling(server: RedisServer, timeout: float) -> tuple[Any, Callable[[], Any]
 
 
 def test_repeated_read_takes_up_a_lost_connection_and_lost_scripts(shared_redis: RedisServer):
-    """Like an ordinary call, and it leaves its connection to the next one."""
+    """It recovers like an ordinary call, and then returns its connection to the pool."""
     (client, read), admin = polling(shared_redis, 2.5), shared_redis.admin
     digest, own = read(), client.client_id()
     admin.client_kill_filter(_id=own)
@@ -88,7 +88,7 @@ def test_repeated_read_takes_up_a_lost_connection_and_lost_scripts(shared_redis:
 
 
 def test_command_during_a_repeated_read_has_its_own_answer(shared_redis: RedisServer, monkeypatch: pytest.MonkeyPatch):
-    """A signal handler releases the lease, maybe while another thread reads it through the same link."""
+    """A signal handler may release the lease while the interrupted thread reads it through the same link."""
     client, read = polling(shared_redis, 2.5)
     first, waiting, in_time = read(), redis.Connection.read_response, []
 
@@ -116,8 +116,8 @@ def test_interrupted_read_leaves_no_reply_behind(shared_redis: RedisServer, monk
     assert read() == first == read()
 
 
-def test_command_with_work_meanwhile_has_its_own_answer(shared_redis: RedisServer):
-    """Also if that uses the same client, is interrupted, or the server refuses or ends the connection."""
+def test_command_with_work_before_its_answer_has_its_own_answer(shared_redis: RedisServer):
+    """Even if the work uses the same client or is interrupted, or the server refuses or ends the connection."""
     client: Any = link_to(shared_redis.url, {}, 2.5, "key").client()
 
     def echo(meanwhile: Callable[[], object], text: str) -> Any:

@@ -68,7 +68,7 @@ def test_lost_connection_is_detected(presence: RedisPresence, proxy: TcpProxy, f
 
 
 def test_connection_that_the_client_restores_counts_as_lost(shared_redis: RedisServer, proxy: TcpProxy):
-    """A client of the user may connect again without an error, but the holder was away or the server is another."""
+    """A user's client may reconnect without an error, although presence was lost or the server is another one."""
     client = redis.Redis.from_url(proxy.url(shared_redis.url), retry=Retry(NoBackoff(), 3))
     presence = RedisPresence(lambda: client, KEYS, SystemClock(), ping_interval=60.0)
     presence.open()
@@ -85,7 +85,7 @@ def test_connection_that_answers_pings_is_kept(presence: RedisPresence):
 
 
 def test_another_thread_ends_a_wait(presence: RedisPresence):
-    """Also one that has not begun. Any number of calls waits for nothing, as a signal handler must not."""
+    """A wait that has not begun ends too. No number of calls blocks, because a signal handler may call it."""
     presence.wake()
     presence.open()
     for calls in (1, 10_000):

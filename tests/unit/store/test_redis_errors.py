@@ -27,14 +27,14 @@ UNKNOWN = "unknown command 'SCRIPT', with args beginning with: 'LOAD'"
         *((redis_errors.ResponseError(UNKNOWN.replace("'", quote)), "", "command SCRIPT,") for quote in "'`"),
     ],
 )
-def test_refusals_in_words(exc: Exception, code: str, words: str) -> None:
+def test_refusal_has_a_code_and_words(exc: Exception, code: str, words: str) -> None:
     assert code_of(exc) == code
     assert words in in_words(exc)
     assert "\n" not in in_words(exc)
     assert "beginning with" not in in_words(exc)
 
 
-def test_one_refusal_of_two_scripts_is_one_line_before_redis_7_too() -> None:
+def test_refusal_of_two_scripts_has_one_text_before_redis_7() -> None:
     """It is logged once, although Redis 6 adds the script's hash."""
     said = "@user_script: 9: -READONLY You can't write."
     told = {
@@ -59,7 +59,7 @@ def test_command_that_may_have_been_carried_out_is_known(exc: Exception, acted: 
 
 
 @pytest.mark.parametrize("said", ["MOVED 42 :7001", "42 :7001"])
-def test_a_node_may_name_only_a_port(said: str) -> None:
-    """Nodes may be configured to hide their addresses."""
+def test_node_may_name_only_a_port(said: str) -> None:
+    """A node can be configured to hide its address."""
     assert moved_to(redis_errors.MovedError(said.removeprefix("MOVED "))) == ("", 7001)
     assert moved_to(redis_errors.ResponseError("MOVED 42 [::1]:7001")) is not None

@@ -31,8 +31,8 @@ def kwargs_of(url: str, **options: Any) -> dict[str, Any]:
         (ssl.CERT_NONE, ssl.CERT_NONE),
     ],
 )
-def test_celerys_spellings_of_the_certificate_check(spelled: Any, meant: ssl.VerifyMode) -> None:
-    """As an option in Python or JSON, and in the URL."""
+def test_certificate_check_has_the_spellings_of_celery(spelled: Any, meant: ssl.VerifyMode) -> None:
+    """In the options, from Python or JSON, and in the URL."""
     made = [link_to("rediss://h:1/0", {"ssl_cert_reqs": spelled}, 1.0, "k")]
     if isinstance(spelled, str):
         made.append(link_to(f"rediss://h:1/0?ssl_cert_reqs={spelled}", {}, 1.0, "k"))
@@ -44,7 +44,7 @@ def test_celerys_spellings_of_the_certificate_check(spelled: Any, meant: ssl.Ver
 
 
 @pytest.mark.parametrize("url", ["redis+socket:///run/r.sock?virtual_host=3", "unix:///run/r.sock?db=3"])
-def test_both_spellings_of_a_socket(url: str) -> None:
+def test_socket_has_the_spellings_of_kombu_and_redis_py(url: str) -> None:
     kwargs = kwargs_of(url)
     assert kwargs["connection_class"] is UnixDomainSocketConnection
     assert (kwargs["path"], kwargs["db"]) == ("/run/r.sock", 3)
@@ -73,15 +73,13 @@ def test_a_link_never_retries_and_has_short_timeouts() -> None:
         ("redis+cluster://h:port", {}, "ha_beat_redis_url"),
     ],
 )
-def test_what_cannot_be_used_is_refused_before_anything_is_connected(
-    url: str, options: dict[str, Any], said: str
-) -> None:
+def test_invalid_url_or_option_is_refused_without_connecting(url: str, options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         link_to(url, options, 1.0, "k")
 
 
-def test_a_list_of_sentinels_as_celery_writes_it() -> None:
-    """Password, user name and database are those of Redis, at any place of the list."""
+def test_sentinels_are_read_from_the_url_of_celery() -> None:
+    """User name, password and database are those of Redis. Any host of the list may have them."""
     made = link_to("sentinel://u:p%40@a:1;sentinel://u:p%40@[::1];c:3/5", {"master_name": "m"}, 1.0, "k")
     assert isinstance(made, PoolLink)
     kwargs = made.pool.connection_kwargs
@@ -105,7 +103,7 @@ def test_a_sentinel_that_hangs_leaves_time_for_the_next() -> None:
         assert kwargs["retry"]._retries == 0
 
 
-def test_a_cluster_by_several_nodes() -> None:
+def test_cluster_has_several_nodes() -> None:
     made = link_to("rediss+cluster://u:p@a:7000,b:7001?ssl_cert_reqs=CERT_NONE", {}, 1.0, "k")
     assert isinstance(made, ClusterLink)
     assert made._known == [("a", 7000), ("b", 7001)]
@@ -134,7 +132,7 @@ def test_a_clusters_password_is_not_shown() -> None:
 
 
 @pytest.mark.parametrize("url", ["redis+cluster://:se;cret@a:1", "sentinel://:se,cret@a:1", "redis://:se/cret@a:1"])
-def test_a_password_that_was_not_escaped_is_not_shown_either(url: str) -> None:
+def test_password_that_was_not_escaped_is_not_shown(url: str) -> None:
     with pytest.raises(ConfigurationError) as raised:
         link_to(url, {"master_name": "m"}, 1.0, "k")
     assert "cret" not in str(raised.value)
