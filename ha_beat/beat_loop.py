@@ -63,8 +63,8 @@ class ReplicaSource(ScheduleSource):
         """Yield an outline of each entry, for a forecast. Called on a standby, and must be cheap."""
 
     @abstractmethod
-    def changed(self, term: Term, *, held_back: bool) -> ScheduleChange | None:
-        """Return the entries that must be loaded again. ``held_back``: entries wait for a read under this term."""
+    def changed(self, term: Term, *, awaits_read: bool) -> ScheduleChange | None:
+        """Return the entries that must be loaded again. ``awaits_read``: entries wait for a read under this term."""
 
     @abstractmethod
     def digest(self) -> str:
@@ -203,7 +203,7 @@ class BeatLoop:
         tenure = handle.tenure
         if tenure is None or tenure.nonce != term.nonce:
             return
-        change = runtime.source.changed(term, held_back=enqueuer.held_back)
+        change = runtime.source.changed(term, awaits_read=enqueuer.awaits_read)
         if change is not None:
             enqueuer.reload(change)
         idle = 0.0

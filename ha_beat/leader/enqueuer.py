@@ -54,9 +54,9 @@ class Enqueuer:
         return self._term.schedule.queue if self._term is not None else DueQueue()
 
     @property
-    def held_back(self) -> bool:
+    def awaits_read(self) -> bool:
         """Return True if some entries wait until the schedule has been read under this term."""
-        return self._term is not None and self._term.schedule.held_back
+        return self._term is not None and self._term.schedule.awaits_read
 
     def now(self) -> datetime:
         """Return the scheduling time, in UTC."""

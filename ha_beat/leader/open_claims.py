@@ -71,10 +71,10 @@ class OpenClaims:
         """Forget an entry whose occurrence has its verdict."""
         self._earlier_records.pop(entry_id, None)
 
-    def record_stale(self, dispatcher: Dispatcher, queue: DueQueue, term: Term, *, held_back: bool) -> frozenset[str]:
+    def record_stale(self, dispatcher: Dispatcher, queue: DueQueue, term: Term, *, awaits_read: bool) -> frozenset[str]:
         """Record the claims of earlier attempts as uncertain, once these attempts cannot be in flight.
 
-        With ``held_back``, an entry that is not in the queue may still be read and its message sent again.
+        With ``awaits_read``, an entry that is not in the queue may still be read and its message sent again.
 
         Returns:
             The entries whose rows must be read again, because their claims were marked as unsent and taken back.
@@ -83,7 +83,7 @@ class OpenClaims:
             claim
             for claim in self._open
             if self._in_flight_for_another(claim) <= 0.0
-            and not (held_back and _resends(claim) and queue.get(claim.entry) is None)
+            and not (awaits_read and _resends(claim) and queue.get(claim.entry) is None)
         ]
         if stale:
             # A claim that its maker has marked as unsent by now is not recorded as uncertain.

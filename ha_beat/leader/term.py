@@ -88,7 +88,7 @@ class LeaderTerm:
     def _catch_up(self, term: Term, dispatcher: Dispatcher) -> bool:
         """Bring claims, ledger and queue up to date, in parts. Return True if a part is left before due entries."""
         submitter, schedule = self.submitter, self.schedule
-        taken_back = self._claims.record_stale(dispatcher, schedule.queue, term, held_back=schedule.held_back)
+        taken_back = self._claims.record_stale(dispatcher, schedule.queue, term, awaits_read=schedule.awaits_read)
         if taken_back:
             schedule.read_again(taken_back)
         schedule.release_held()

@@ -92,7 +92,7 @@ class RowSource(StoredSource):
         runtime, sync = self._running
         term, enqueuer = runtime.elector.handle.term, runtime.enqueuer
         current = self._used[0] == sync.table.number
-        loaded = term is not None and enqueuer.up_to_date(term) and not enqueuer.held_back
+        loaded = term is not None and enqueuer.up_to_date(term) and not enqueuer.awaits_read
         return current and loaded and enqueuer.due_queue.get(entry_id) is None
 
     # --- One entry

@@ -85,7 +85,7 @@ class EntrySource(SchedulerSource):
         self,
         term: Term,
         *,
-        held_back: bool,  # noqa: ARG002 -- these entries are always up to date
+        awaits_read: bool,  # noqa: ARG002 -- these entries are always up to date
     ) -> ScheduleChange | None:
         """Return all entries if the schedule or an entry was replaced, or missing entries now count as deleted."""
         deleted = self._term == term.nonce and self._led_long() and not self._deletions_reported

@@ -158,12 +158,12 @@ class StoredSource(SchedulerSource):
 
     # --- Entries
 
-    def changed(self, term: Term, *, held_back: bool) -> ScheduleChange | None:
+    def changed(self, term: Term, *, awaits_read: bool) -> ScheduleChange | None:
         """Return the entries that differ from those in use; all if entries waited for a read that is now complete."""
         if not self.ready():
             return None
         sync, (number, read_in_term) = self._running[1], self._used
-        if held_back and not read_in_term and sync.read_in == term.nonce:
+        if awaits_read and not read_in_term and sync.read_in == term.nonce:
             return ScheduleChange()
         self._found = sync.table.number
         return ScheduleChange(sync.table.changed_since(number)) if self._found != number else None

@@ -69,7 +69,7 @@ class GradualLoad:
         #: True once the rows of other entries are read, too.
         self.finished = False
         #: True if some entries wait until the schedule is read under this term.
-        self.held_back = False
+        self.awaits_read = False
         self._summary = LoadSummary()
         #: Ids of the entries that are loaded, of those that were taken from ``_unread``, and in the ledger.
         self._seen: set[str] = set()
@@ -79,10 +79,10 @@ class GradualLoad:
         self._put_back: Sequence[ScheduledEntry] = ()
         self._part = PART
 
-    def note_loaded(self, ids: Set[str], *, held_back: bool) -> None:
+    def note_loaded(self, ids: Set[str], *, awaits_read: bool) -> None:
         """Note that these entries were loaded separately, because they have changed."""
         self._seen |= ids
-        self.held_back |= held_back
+        self.awaits_read |= awaits_read
 
     def load_part(self, term: Term, queue: DueQueue) -> Batches | None:
         """Load the next entries into the queue, and the remaining rows of the ledger at the end.
@@ -114,7 +114,7 @@ class GradualLoad:
         found = self._loader.replace(queue, wanted, LedgerWriter(term, now), read, self._summary)
         if found is None:
             return None
-        self.note_loaded(wanted, held_back=found.held_back)
+        self.note_loaded(wanted, awaits_read=found.awaits_read)
         self._adapt(answered - asked, parts.clock.elapsed() - answered + asked - began)
         return in_batches(found.operations)
 
@@ -164,7 +164,7 @@ class GradualLoad:
         if absence is None:
             return Batches()
         if not absence.certain:
-            self.held_back |= bool(others)
+            self.awaits_read |= bool(others)
             return Batches()
         operations = absences(others, shadow, None, writer)
         self._loader.absent.note(others, operations)

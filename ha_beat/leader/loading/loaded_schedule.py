@@ -34,7 +34,7 @@ class LoadedSchedule:
         #: True if the schedule, or its first part, was read in this term.
         self.loaded = False
         #: True if some entries wait until the schedule is read under this term.
-        self.held_back = False
+        self.awaits_read = False
         #: Load whose parts are not all in the queue yet.
         self._load: GradualLoad | None = None
         #: True if all entries must be loaded once more, after the :attr:`_load`. So each load comes to its end.
@@ -91,7 +91,12 @@ class LoadedSchedule:
             self._load = found
         else:
             keep_deadlines(self.queue.entries(), found.queue)
-            self.queue, self.first, self.held, self.held_back = found.queue, found.first, found.held, found.held_back
+            self.queue, self.first, self.held, self.awaits_read = (
+                found.queue,
+                found.first,
+                found.held,
+                found.awaits_read,
+            )
             self._load, self._changed = None, set()
         self.loaded = True
         self._again = self._at_once = False
@@ -128,9 +133,9 @@ class LoadedSchedule:
             self._load_at_once()
             return
         self.first = in_batches(found.operations)
-        self.held_back |= found.held_back
+        self.awaits_read |= found.awaits_read
         if self._load is not None:
-            self._load.note_loaded(ids, held_back=found.held_back)
+            self._load.note_loaded(ids, awaits_read=found.awaits_read)
         self._changed -= ids
 
     def _load_parts(self, term: Term, load: GradualLoad) -> None:
@@ -149,7 +154,7 @@ class LoadedSchedule:
                 self._load_at_once()
                 return
             self.first = first
-            self.held_back = load.held_back or (self.held_back and not load.finished)
+            self.awaits_read = load.awaits_read or (self.awaits_read and not load.finished)
             if self._clock.elapsed() >= until:
                 break
         if load.finished:

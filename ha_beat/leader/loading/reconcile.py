@@ -36,8 +36,8 @@ _FAR_AHEAD = timedelta(seconds=30)
 class Reconciled:
     """Outcome of :func:`reconcile`: the states of the entries and the operations that bring the ledger up to date.
 
-    ``new`` is how many entries are not in the ledger. ``held_back``: some entries wait until the schedule is read under
-    this term. ``ahead``: states far ahead of the clock.
+    ``new`` is how many entries are not in the ledger. ``awaits_read``: some entries wait until the schedule is read
+    under this term. ``ahead``: states far ahead of the clock.
     """
 
     states: list[EntryState] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Reconciled:
     failures: list[EntryFailed] = field(default_factory=list)
     ahead: list[EntryState] = field(default_factory=list)
     new: int = 0
-    held_back: bool = False
+    awaits_read: bool = False
 
 
 def reconcile(
@@ -74,7 +74,7 @@ def reconcile(
         gone = rows.keys() - present
         if absence.certain:  # guard: absence-certain
             done.operations += absences({entry: rows[entry] for entry in gone}, shadow, loss, writer)
-        done.held_back |= bool(gone) and not absence.certain
+        done.awaits_read |= bool(gone) and not absence.certain
     if loss is not None:
         placed = {state.id for state in done.states} | {operation.state.id for operation in done.operations}
         done.operations += _restored(rows, placed, loss, facts)
@@ -101,7 +101,7 @@ def _add(done: Reconciled, entry: ScheduledEntry, raw: str | None, facts: _Facts
         done.failures.append(EntryFailed(entry.label, EntryFault.ROW_UNREADABLE))
         return
     if absence is not None and not absence.certain and _differs(entry, row):
-        done.held_back = True
+        done.awaits_read = True
         return
     shadowed = facts.shadow.position(entry.id)
     # An entry has appeared while the cluster runs. A last run in its store is from before.

@@ -33,13 +33,13 @@ class Loaded:
     """Queue with all entries, and what follows from the load.
 
     ``first``: operations to submit before due entries. ``held``: operations, by entry, that wait until the entry's
-    claimed occurrence was sent again. ``held_back``: some entries wait until the schedule is read under this term.
+    claimed occurrence was sent again. ``awaits_read``: some entries wait until the schedule is read under this term.
     """
 
     queue: DueQueue
     first: Batches
     held: dict[str, EntryOperation]
-    held_back: bool
+    awaits_read: bool
 
 
 class ScheduleLoader:
@@ -113,7 +113,7 @@ class ScheduleLoader:
         self._entries.plan(queue, reconciled, now, resent, summary)
         self._claims.resend_republishable(queue, term, now)
         summary.report(len(queue), parts.emit)
-        return Loaded(queue, in_batches(first, parts.options.batch_size), held, reconciled.held_back)
+        return Loaded(queue, in_batches(first, parts.options.batch_size), held, reconciled.awaits_read)
 
     def _reached_at(self, now: datetime) -> datetime | None:
         """Return when this replica first reached the server."""

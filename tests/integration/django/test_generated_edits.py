@@ -94,7 +94,7 @@ class Replica:
         self.source: Any = scheduler.schedule_source
         self.source._clock = world
         self.enqueuer = SimpleNamespace(
-            now=self.now, up_to_date=lambda _: self.loaded, held_back=False, due_queue=DueQueue()
+            now=self.now, up_to_date=lambda _: self.loaded, awaits_read=False, due_queue=DueQueue()
         )
         runtime = SimpleNamespace(
             duties=Mock(),
@@ -117,7 +117,7 @@ class Replica:
         """Do what falls due. The read of the rows and the main loop are two threads: either may come first."""
         if reads_first or not self.loaded:
             self.read()
-        if not self.loaded or self.source.changed(self.term, held_back=False) is not None:
+        if not self.loaded or self.source.changed(self.term, awaits_read=False) is not None:
             self.load()
         self.dispatch()
         if not reads_first:

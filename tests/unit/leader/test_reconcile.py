@@ -297,7 +297,7 @@ def test_missing_entry_means_nothing_to_a_source_that_cannot_tell():
 def test_missing_entry_is_absent_only_if_the_store_was_read_in_this_term(certain):
     done = place(rows={"e": row(-3)}, absence=Absence(certain))
     assert [operation.row.verdict for operation in done.operations] == [Verdict.ABSENT] * certain
-    assert done.held_back is not certain
+    assert done.awaits_read is not certain
 
 
 def test_absent_row_is_kept_for_days_and_then_deleted():
