@@ -91,11 +91,11 @@ class LeaderTerm:
         taken_back = self._claims.record_stale(dispatcher, schedule.queue, term, awaits_read=schedule.awaits_read)
         if taken_back:
             schedule.read_again(taken_back)
-        schedule.release_held()
+        schedule.release_after_resend()
         if schedule.first:
             submitter.submit(term, dispatcher, schedule.first.popleft())
             return True
-        if not schedule.held:
+        if not schedule.after_resend:
             self._recovery.finish(dispatcher.ledger, term)
         schedule.load_more(term, dispatcher)
         if schedule.first:

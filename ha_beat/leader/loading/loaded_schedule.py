@@ -30,7 +30,7 @@ class LoadedSchedule:
         #: batch that failed as a whole.
         self.first: deque[Sequence[EntryOperation]] = deque()
         #: Operations of the reconciliation that wait until the entry's claimed occurrence was sent again, by entry.
-        self.held: dict[str, EntryOperation] = {}
+        self.after_resend: dict[str, EntryOperation] = {}
         #: True if the schedule, or its first part, was read in this term.
         self.loaded = False
         #: True if some entries wait until the schedule is read under this term.
@@ -91,12 +91,8 @@ class LoadedSchedule:
             self._load = found
         else:
             keep_deadlines(self.queue.entries(), found.queue)
-            self.queue, self.first, self.held, self.awaits_read = (
-                found.queue,
-                found.first,
-                found.held,
-                found.awaits_read,
-            )
+            self.queue, self.first = found.queue, found.first
+            self.after_resend, self.awaits_read = found.after_resend, found.awaits_read
             self._load, self._changed = None, set()
         self.loaded = True
         self._again = self._at_once = False
@@ -117,18 +113,18 @@ class LoadedSchedule:
         else:
             self.first = self._loader.drop_old_rows(term, dispatcher, self.queue)
 
-    def release_held(self) -> None:
+    def release_after_resend(self) -> None:
         """Submit next the operations whose entries' claimed occurrences have a verdict by now."""
-        released = [each for each in self.held.values() if not each.state.resend]
+        released = [each for each in self.after_resend.values() if not each.state.resend]
         if released:
-            self.held = {each.state.id: each for each in self.held.values() if each.state.resend}
+            self.after_resend = {each.state.id: each for each in self.after_resend.values() if each.state.resend}
             self.first.append([each.after(each.state.expected) for each in released])
 
     def _load_changed(self, term: Term, dispatcher: Dispatcher) -> None:
         """Bring some of the changed entries up to date, or load all entries if claims are sent again."""
         ids = set(islice(self._changed, PART))
         last = len(ids) == len(self._changed)
-        found = None if self.held else self._loader.load_changed(term, dispatcher, ids, self.queue, last=last)
+        found = None if self.after_resend else self._loader.load_changed(term, dispatcher, ids, self.queue, last=last)
         if found is None:
             self._load_at_once()
             return

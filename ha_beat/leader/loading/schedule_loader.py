@@ -32,13 +32,14 @@ LARGE = 1000
 class Loaded:
     """Queue with all entries, and what follows from the load.
 
-    ``first``: operations to submit before due entries. ``held``: operations, by entry, that wait until the entry's
-    claimed occurrence was sent again. ``awaits_read``: some entries wait until the schedule is read under this term.
+    ``first``: operations to submit before due entries. ``after_resend``: operations, by entry, that wait until the
+    entry's claimed occurrence was sent again. ``awaits_read``: some entries wait until the schedule is read under this
+    term.
     """
 
     queue: DueQueue
     first: Batches
-    held: dict[str, EntryOperation]
+    after_resend: dict[str, EntryOperation]
     awaits_read: bool
 
 
@@ -105,15 +106,15 @@ class ScheduleLoader:
         reconciled = self._entries.reconcile(LedgerWriter(term, now), read)
         self._claims.load(dispatcher, term)
         resent = self._claims.to_be_resent(rows)
-        held = {each.state.id: each for each in reconciled.operations if _waits(each, resent)}
-        first = [each for each in reconciled.operations if each.state.id not in held]
+        after_resend = {each.state.id: each for each in reconciled.operations if _waits(each, resent)}
+        first = [each for each in reconciled.operations if each.state.id not in after_resend]
         if self._recovery.loss is None:
             parts.shadow.forget(rows, now)
         queue, summary = DueQueue(), LoadSummary()
         self._entries.plan(queue, reconciled, now, resent, summary)
         self._claims.resend_republishable(queue, term, now)
         summary.report(len(queue), parts.emit)
-        return Loaded(queue, in_batches(first, parts.options.batch_size), held, reconciled.awaits_read)
+        return Loaded(queue, in_batches(first, parts.options.batch_size), after_resend, reconciled.awaits_read)
 
     def _reached_at(self, now: datetime) -> datetime | None:
         """Return when this replica first reached the server."""
@@ -125,7 +126,8 @@ class ScheduleLoader:
     ) -> Reconciled | None:
         """Bring these entries of the queue up to date, at a cost that does not depend on the others.
 
-        ``last`` is True if no other entry has changed. No loss of state may be under recovery, and no operation held.
+        ``last`` is True if no other entry has changed. No loss of state may be under recovery, and
+        ``after_resend`` must be empty.
 
         Returns:
             ``None`` if all entries must be loaded in one part, because of an open claim.
