@@ -122,7 +122,7 @@ class Claim(NamedTuple):
             return self
         return self._replace(state=State.PUBLISHED, outcome=outcome, detail=detail)
 
-    def held_back(self, detail: str) -> Claim:
+    def publish_abandoned(self, detail: str) -> Claim:
         """Record that the message will not be sent. A claim whose message may be on its way stays unchanged."""
         if not self.must_be_written and self.state is not State.OPEN:
             return self

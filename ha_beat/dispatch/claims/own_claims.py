@@ -46,7 +46,7 @@ class OwnClaims:
         A signal handler calls it, with its own connection ``client``, while ``term`` still holds the lease.
         """
         for key, claim in list(self.by_key.items()):
-            self.by_key[key] = claim.held_back("this replica was stopped")
+            self.by_key[key] = claim.publish_abandoned("this replica was stopped")
         claims = [*self.by_key.values(), *self._ended]
         updates = resolving_updates(claim for claim in claims if claim.nonce == term.nonce)
         final = [update for update in updates if not update.not_sent]

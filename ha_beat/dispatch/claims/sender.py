@@ -105,7 +105,7 @@ class ClaimSender:
                 # Another replica may lead by now, and record the open claims as uncertain.
                 obstacle = "the term ended before the message was sent"
             if obstacle:
-                self._claims[key] = self._claims[key].held_back(obstacle)
+                self._claims[key] = self._claims[key].publish_abandoned(obstacle)
                 return
             failpoints.reach("before publish")
         claim = self._claims[key] = self._claims[key].publish_begun()

@@ -60,7 +60,7 @@ def late_updates(claims: Iterable[Claim]) -> list[Update]:
     """
     updates = []
     for claim in claims:
-        last = claim.held_back("")
+        last = claim.publish_abandoned("")
         if last.accepted:
             updates.append(_update(last, in_term=False))
         elif last.state is State.PUBLISHED and last.resolution is Resolution.TAKE_BACK:

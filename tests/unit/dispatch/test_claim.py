@@ -53,7 +53,7 @@ def opened(claim: Claim) -> Claim:
 
 def published(claim: Claim, outcome: PublishOutcome, detail: str = "why") -> Claim:
     if outcome is UNSENT:
-        return opened(claim).held_back(detail)
+        return opened(claim).publish_abandoned(detail)
     return opened(claim).publish_begun().published(outcome, detail)
 
 
@@ -91,14 +91,14 @@ def test_interrupted_publish_is_unknown_and_not_repeated():
     assert claim.reason is UncertainReason.INTERRUPTED
 
 
-def test_message_that_may_be_on_its_way_is_not_held_back():
+def test_message_that_may_be_on_its_way_is_not_abandoned():
     claim = opened(new()).publish_begun()
-    assert claim.held_back("stopped") is claim
+    assert claim.publish_abandoned("stopped") is claim
 
 
 @pytest.mark.parametrize("writes", [1, 2])
-def test_claim_whose_write_is_unanswered_is_held_back(writes: int):
-    assert begun(writes).held_back("stopped").outcome is UNSENT
+def test_message_whose_claim_is_unanswered_can_be_abandoned(writes: int):
+    assert begun(writes).publish_abandoned("stopped").outcome is UNSENT
 
 
 EVENTS: list[Callable[[Claim], Claim]] = [
@@ -106,7 +106,7 @@ EVENTS: list[Callable[[Claim], Claim]] = [
     lambda claim: claim.write_answered(DONE),
     Claim.publish_begun,
     lambda claim: claim.published(REFUSED),
-    lambda claim: claim.held_back("later"),
+    lambda claim: claim.publish_abandoned("later"),
 ]
 
 
