@@ -147,8 +147,8 @@ class DueQueue:
                 return state
         return None
 
-    def put_behind(self, due_until: datetime, now: datetime) -> None:
-        """Put the entries that were due by ``due_until`` behind those that fell due since, up to ``now``.
+    def put_after_newer(self, due_until: datetime, now: datetime) -> None:
+        """Put the entries that were due by ``due_until`` after those that fell due since, up to ``now``.
 
         In every other call, the entry that has waited longest goes first, because the others may fill each batch.
         """

@@ -79,7 +79,7 @@ class Planner:
     def plan(self, queue: DueQueue, state: EntryState, now: datetime, built_at: datetime | None = None) -> None:
         """Put an entry into the queue, or drop it if it has no further instant.
 
-        If its next instant was already due at ``built_at``, it goes behind the entries that are due now.
+        If its next instant was already due at ``built_at``, it goes after the entries that are due now.
         """
         entry = state.entry
         if entry.once and state.runs:

@@ -101,7 +101,7 @@ class LeaderTerm:
         if schedule.first:
             # One part of a large schedule. Due entries are dispatched between two parts.
             submitter.submit(term, dispatcher, schedule.first.popleft())
-        return bool(schedule.behind or schedule.first)
+        return bool(schedule.must_read or schedule.first)
 
     def _idle(self) -> float:
         """Return the seconds until an entry is due."""
@@ -148,7 +148,7 @@ class LeaderTerm:
             bool(self._builder.prepared)
             and self._parts.clock.elapsed() < until
             and self.submitter.broker_failure is None
-            and not (self.schedule.first or self.schedule.behind or self._paused(term))
+            and not (self.schedule.first or self.schedule.must_read or self._paused(term))
         )
 
     def _build(self, term: Term, dispatcher: Dispatcher) -> Sequence[EntryOperation]:
@@ -157,7 +157,7 @@ class LeaderTerm:
         writer = LedgerWriter(term, time.now())
         batch = self._builder.build(writer, queue, dispatcher, self._parts.pace.begin())
         if batch.out_of_time:
-            queue.put_behind(writer.now, time.now())
+            queue.put_after_newer(writer.now, time.now())
         if batch.error is not None:
             self.submitter.broker_failure = (batch.error, len(batch.waiting))
         return batch.operations

@@ -52,10 +52,10 @@ class LoadedSchedule:
     @property
     def up_to_date(self) -> bool:
         """True if the queue holds all entries, and nothing is to be read."""
-        return not self.behind and self._load is None
+        return not self.must_read and self._load is None
 
     @property
-    def behind(self) -> bool:
+    def must_read(self) -> bool:
         """True if an entry must be read before the next batch."""
         return not self.loaded or bool(self._changed)
 
