@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery, schedules
@@ -169,7 +170,6 @@ class HAScheduler(HAMixin, Scheduler):
     def __init__(self, app: Celery, *args: Any, schedule_filename: str | None = None, **kwargs: Any) -> None:
         #: Last runs from the definitions of entries. Without one, Celery uses the start of the process.
         self._given_last_runs: dict[Any, datetime] = {}
-        self._started_at: datetime = app.now()
         super().__init__(app, *args, **kwargs)
         if schedule_filename not in (None, app.conf.beat_schedule_filename) and not kwargs.get("lazy"):
             logger.warning(
@@ -233,6 +233,12 @@ class HAScheduler(HAMixin, Scheduler):
         if type(source) not in _SCHEDULES or getattr(source, "nowfun", None) is not None:
             return entry
         return {**entry, "last_run_at": self._started_at}
+
+    @cached_property
+    def _started_at(self) -> datetime:
+        # Not in the constructor: an app with a wrong time zone has no time, and its settings are checked first.
+        started_at: datetime = self.app.now()
+        return started_at
 
     def _note_last_run(self, name: Any, last_run: datetime | None) -> None:
         if last_run is None:

@@ -26,7 +26,8 @@ from ha_beat.monitoring.status import cluster_document, spans, unattended
 from ha_beat.monitoring.wording import duration, entries_text, health, phrase
 from ha_beat.store import entry_pauses
 from ha_beat.store.cluster_pause import Pause
-from ha_beat.store.journal import Record, TermRecord, VerdictRecord
+from ha_beat.store.journal import TermRecord, VerdictRecord
+from ha_beat.store.lease import LeaseRecord
 from ha_beat.store.membership import ClusterView, Member
 
 #: Seconds that an occurrence may be overdue before `check` fails.
@@ -58,7 +59,7 @@ def status(cluster: ClusterClient, *, as_json: bool, watch: bool, interval: floa
         click.echo(view.leader.host)
         return
     if not watch:
-        _show(cluster, *_read(cluster), as_json=as_json)
+        _show(cluster, as_json=as_json)
         return
     with suppress(KeyboardInterrupt):
         while True:
@@ -66,43 +67,40 @@ def status(cluster: ClusterClient, *, as_json: bool, watch: bool, interval: floa
             cluster.clock.sleep(interval)
 
 
-def _read(cluster: ClusterClient) -> tuple[ClusterView, list[Record]]:
-    return cluster.view(), cluster.journal.newest(200)
-
-
 def _show_again(cluster: ClusterClient, *, as_json: bool) -> None:
     """Replace what the terminal shows by the present state, or by why Redis failed."""
-    failure, clear = None, output.to_terminal() and not as_json
+    clear = output.to_terminal() and not as_json
     try:
-        view, records = _read(cluster)
+        _show(cluster, as_json=as_json, clear=clear)
     except StoreError as exc:
-        failure = store_error_text(cluster, exc)
-    if clear:
-        click.clear()
-    if failure is not None:
-        click.echo(failure, err=as_json)
-    else:
-        _show(cluster, view, records, as_json=as_json)
+        if clear:
+            click.clear()
+        click.echo(store_error_text(cluster, exc), err=as_json)
     if not as_json:
         click.echo()
 
 
-def _show(cluster: ClusterClient, view: ClusterView, records: list[Record], *, as_json: bool) -> None:
+def _show(cluster: ClusterClient, *, as_json: bool, clear: bool = False) -> None:
+    view, records = cluster.view(), cluster.journal.newest(200)
     terms = [record for record in records if isinstance(record, TermRecord)][:5]
     if as_json:
         recent = (record for record in records if isinstance(record, VerdictRecord))
         name = cluster.settings.cluster
         output.show_json(cluster_document(name, view, recent, spans(terms[::-1], view.lease)))
-    else:
-        _show_status(cluster, view, terms)
+        return
+    fields = [*_cluster_fields(cluster, view), *_schedule_fields(cluster, view)]
+    # Only now, because reading can take long or fail.
+    if clear:
+        click.clear()
+    output.show_fields(fields)
+    _show_tables(view, terms)
 
 
 def _pause_of(view: ClusterView) -> Pause | None:
     return Pause.parse(view.paused) if view.paused else None
 
 
-def _show_status(cluster: ClusterClient, view: ClusterView, terms: list[TermRecord]) -> None:
-    output.show_fields([*_cluster_fields(cluster, view), *_schedule_fields(cluster, view)])
+def _show_tables(view: ClusterView, terms: list[TermRecord]) -> None:
     click.echo()
     rows = [_member_row(member, view.server_ms) for member in view.members]
     if rows:
@@ -179,7 +177,7 @@ def check(cluster: ClusterClient, *, replica: str | None, here: bool) -> None:
                 raise CommandFailed(f"{member.id} is not ready: {'; '.join(health(member.not_ready))}")
             click.echo(f"{member.id} is alive ({member.role})")
         return
-    if view.leader is not None:
+    if view.leader is not None and not _leads_another_app(cluster, view.leader):
         view = _await_taking_up(cluster, view)
     problem, pause = _problem(cluster, view), _pause_of(view)
     if problem:
@@ -189,10 +187,11 @@ def check(cluster: ClusterClient, *, replica: str | None, here: bool) -> None:
 
 def _problem(cluster: ClusterClient, view: ClusterView) -> str:
     """Return why no leader keeps up with the schedule, empty if one does."""
-    leader, member, app = view.leader, view.leading_member, fingerprint(cluster.app)
+    leader, member = view.leader, view.leading_member
     if leader is None:
         return leader_text(view)
-    if leader.fingerprint not in {"", app}:
+    if _leads_another_app(cluster, leader):
+        app = fingerprint(cluster.app)
         return f"{leader.holder} leads for another app: {leader.fingerprint!r}, while this one is {app!r}"
     if member is None or not member.taken_up:
         return f"{leader.holder} leads, but has not loaded the schedule{_unattended_text(cluster, view)}"
@@ -201,6 +200,10 @@ def _problem(cluster: ClusterClient, view: ClusterView) -> str:
     if member.overdue_ms > _OVERDUE * 1000 and not view.paused:
         return f"{leader.holder} leads, but is {duration(member.overdue_ms / 1000)} behind the schedule"
     return ""
+
+
+def _leads_another_app(cluster: ClusterClient, leader: LeaseRecord) -> bool:
+    return leader.fingerprint not in {"", fingerprint(cluster.app)}
 
 
 def _members_named(view: ClusterView, replica: str | None) -> list[Member]:

@@ -1,14 +1,30 @@
-"""`check` while a new leader has not loaded the schedule."""
+"""`check` and `status --watch` while there is no leader that has loaded the schedule."""
 
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery import Celery
+from click.testing import CliRunner, Result
 
+from ha_beat.cli import command
+from ha_beat.cli.celery_command import ha_beat
 from ha_beat.cli.status import _await_taking_up
+from ha_beat.errors import StoreUnavailable
 from ha_beat.reasons import HealthReason
 from ha_beat.settings import Settings
+from ha_beat.store.lease import LeaseRecord
+from ha_beat.store.membership import ClusterView, Member
 from ha_beat.testing import SettableClock
+
+
+def seen(lease: LeaseRecord | None, *members: Member) -> ClusterView:
+    return ClusterView(0, lease, members, "gen", 1, 0, 0, "")
+
+
+def invoke(monkeypatch: pytest.MonkeyPatch, cluster: Any, *args: str) -> Result:
+    monkeypatch.setattr(command, "ClusterClient", lambda _: cluster)
+    return CliRunner().invoke(ha_beat, args, obj=SimpleNamespace(app=cluster.app))
 
 
 @pytest.mark.parametrize(
@@ -28,3 +44,39 @@ def test_check_waits_for_a_leader_that_is_ready(taken_up_after: float, not_ready
     cluster: Any = SimpleNamespace(clock=clock, settings=Settings(cluster="c", lease_ttl=10.0), view=view)
     assert _await_taking_up(cluster, view()).taken_up == (taken_up_after < 15)
     assert clock.elapsed() - began <= longest
+
+
+def test_check_does_not_wait_for_a_leader_of_another_app(monkeypatch):
+    lease = LeaseRecord("other", 1, state="held", fingerprint="their app", ttl_ms=10_000)
+    clock, app = SettableClock(), Celery("our app", set_as_current=False)
+    parts = {"clock": clock, "settings": Settings(cluster="c"), "view": lambda: seen(lease, Member("other"))}
+    began = clock.elapsed()
+    checked = invoke(monkeypatch, SimpleNamespace(app=app, **parts), "check")
+    assert (checked.exit_code, "their app" in checked.output) == (1, True)
+    assert clock.elapsed() == began
+
+
+def test_watch_survives_an_outage_that_begins_between_two_reads(monkeypatch):
+    """Without a leader the ledger is read after the view."""
+    waits = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:
+            raise KeyboardInterrupt
+
+    def fail() -> None:
+        raise StoreUnavailable("connection lost")
+
+    cluster = SimpleNamespace(
+        app=Celery(set_as_current=False),
+        clock=SimpleNamespace(sleep=sleep),
+        settings=Settings(cluster="c"),
+        redis_name="redis://",
+        view=lambda: seen(None),
+        journal=SimpleNamespace(newest=lambda _: []),
+        ledger=SimpleNamespace(read=fail),
+    )
+    watched = invoke(monkeypatch, cluster, "status", "--watch")
+    assert (watched.exit_code, watched.output.count("connection lost"), len(waits)) == (0, 2, 2)
+    assert invoke(monkeypatch, cluster, "status").exit_code == 2

@@ -46,6 +46,14 @@ def test_entries_share_one_last_run_unless_a_schedule_has_its_own_clock():
     assert all(scheduler.stored_last_run_at(entry) is None for entry in scheduler.schedule.values())
 
 
+def test_wrong_time_zone_does_not_hide_a_wrong_setting():
+    app = Celery("zone", broker="redis://", timezone="No/Where", set_as_current=False)
+    assert HAScheduler(app, lazy=True).info
+    app.conf.ha_beat_lease_ttl = "abc"
+    with pytest.raises(SystemExit, match="ha_beat_lease_ttl"):
+        HAScheduler(app, lazy=True)
+
+
 class Beating(Scheduler):
     """Base class that does its work in its own ``tick``."""
 
