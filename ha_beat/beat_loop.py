@@ -200,8 +200,8 @@ class BeatLoop:
 
     def _lead(self, runtime: Runtime, term: Term, longest_wait: float) -> None:
         handle, enqueuer = runtime.elector.handle, runtime.enqueuer
-        tenure = handle.tenure
-        if tenure is None or tenure.nonce != term.nonce:
+        origin = handle.origin
+        if origin is None or origin.nonce != term.nonce:
             return
         change = runtime.source.changed(term, awaits_read=enqueuer.awaits_read)
         if change is not None:
@@ -221,7 +221,7 @@ class BeatLoop:
                 handle.progress()
                 pause = runtime.request_handler.attend(current, requests_pending=handle.take_requests_pending())
                 handle.progress()
-                idle = min(enqueuer.advance(tenure, current), pause)
+                idle = min(enqueuer.advance(origin, current), pause)
             except FencedOff as exc:
                 handle.fenced(current, exc.reason, exc.detail)
                 return

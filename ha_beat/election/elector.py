@@ -251,8 +251,8 @@ class Elector:
             case Standby(), Leader(term=term):
                 self.handle.begin(term)
                 self._duties.suspend(Duty.FOLLOW_JOURNAL)
-                if (tenure := self.handle.tenure) is not None:
-                    self._emit(events.TermStarted(term.epoch, tenure.acquired.previous_holder, tenure.reason))
+                if (origin := self.handle.origin) is not None:
+                    self._emit(events.TermStarted(term.epoch, origin.acquired.previous_holder, origin.reason))
                 self.handle.wake()
             case Leader(term=term, since=since), Standby():
                 self.handle.end()

@@ -15,11 +15,12 @@ from ha_beat.store.lease import Acquired, Term
 
 
 @dataclass(frozen=True, slots=True)
-class Tenure:
-    """Term and the circumstances of its beginning.
+class TermOrigin:
+    """Origin of a term: what its acquisition found, and the circumstances.
 
-    ``lost_at`` is when Redis was last found unreachable, or ``None`` if it never was: an earlier server did
-    nothing after that. ``back_at`` is when it was reachable again, on ``Clock.elapsed``.
+    ``acquired.term`` is the term before any renewal. ``lost_at`` is when Redis was last found unreachable, or ``None``
+    if it never was: an earlier server did nothing after that. ``back_at`` is when Redis was reachable again, on
+    ``Clock.elapsed``.
     """
 
     acquired: Acquired
@@ -40,8 +41,8 @@ class LeaderHandle:
     """
 
     def __init__(self, clock: Clock, wake_election: Callable[[], None] = lambda: None) -> None:
-        #: Tenure of the last acquisition.
-        self.tenure: Tenure | None = None
+        #: Origin of the newest term.
+        self.origin: TermOrigin | None = None
         #: Election thread, from the attempt to start it.
         self.thread: threading.Thread | None = None
         self._clock = clock

@@ -10,7 +10,7 @@ from ha_beat.clock import Clock
 from ha_beat.duties import Duties
 from ha_beat.election.cluster_clock import AGREEMENT, SchedulingTime
 from ha_beat.election.connectivity import Command, Connectivity
-from ha_beat.election.leader_handle import LeaderHandle, Tenure
+from ha_beat.election.leader_handle import LeaderHandle, TermOrigin
 from ha_beat.election.presence_keeper import PresenceKeeper
 from ha_beat.election.states import Campaign, Campaigned, Forbidden, Release, Renew, Renewal, Standby, Timing, Unknown
 from ha_beat.errors import LeadershipForbidden, StoreError
@@ -53,7 +53,7 @@ class LeaseCommands:
         return self._ask(self._store.observe, "observation")
 
     def campaign(self, state: Standby, campaign: Campaign, now: float) -> Campaigned | Forbidden:
-        """Try to acquire the lease. A success is the handle's next tenure. ``now`` is on ``Clock.elapsed``."""
+        """Try to acquire the lease. A success sets the handle's ``origin``. ``now`` is on ``Clock.elapsed``."""
         timing, channel = self._timing, self._presence.channel
         leaders_offset = state.sighting.record.offset if state.sighting is not None else None
         # The script judges the first batch by this offset, not by the last leader's.
@@ -66,15 +66,15 @@ class LeaseCommands:
         if isinstance(answer, Acquired):
             self._time.join(leaders_offset)
             self._connectivity.acquired(server_changed=answer.server_changed)
-            self._handle.tenure = self._tenure(answer, campaign)
+            self._handle.origin = self._origin(answer, campaign)
         return Campaigned(answer, attempt.nonce)
 
-    def _tenure(self, acquired: Acquired, campaign: Campaign) -> Tenure:
+    def _origin(self, acquired: Acquired, campaign: Campaign) -> TermOrigin:
         lost_at, back_at = self._connectivity.lost_at, self._connectivity.back_at
         if lost_at is None:
-            return Tenure(acquired, campaign.reason, None, back_at)
+            return TermOrigin(acquired, campaign.reason, None, back_at)
         lost = self._time.now() - timedelta(seconds=self._clock.elapsed() - lost_at)
-        return Tenure(acquired, campaign.reason, lost, back_at)
+        return TermOrigin(acquired, campaign.reason, lost, back_at)
 
     def renew(self, renewal: Renew, now: float) -> Renewal | Unknown:
         """Renew the lease. ``now`` is on ``Clock.elapsed``."""

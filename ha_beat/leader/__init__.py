@@ -1,6 +1,6 @@
 """Work of the leader.
 
-:class:`Enqueuer` creates a :class:`~ha_beat.leader.term.LeaderTerm` for each term of this replica. In a term, an
+:class:`Enqueuer` creates a :class:`~ha_beat.leader.term_work.TermWork` for each term of this replica. In a term, an
 occurrence passes through these modules:
 
 - ``due_queue`` holds the entries in order of due time.

@@ -1,6 +1,6 @@
 """Enqueuer: the leader's work over all terms of a replica.
 
-It creates a :class:`LeaderTerm` for each term, decides when that may work, and handles failures of a whole batch. From
+It creates a :class:`TermWork` for each term, decides when that may work, and handles failures of a whole batch. From
 one term to the next it keeps the back-off, the dispatcher for late confirmations, the entries with slow arguments, and
 the server on which it had to wait.
 """
@@ -12,7 +12,7 @@ from datetime import datetime
 
 from ha_beat import events
 from ha_beat.dispatch import Dispatcher, FencedOff
-from ha_beat.election.leader_handle import Tenure
+from ha_beat.election.leader_handle import TermOrigin
 from ha_beat.errors import StoreError
 from ha_beat.leader.batches.backoff import Backoff
 from ha_beat.leader.batches.slow_arguments import SlowArguments
@@ -20,7 +20,7 @@ from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.loading.loaded_schedule import LoadedSchedule
 from ha_beat.leader.parts import LeaderParts
 from ha_beat.leader.planner import EVERYTHING, ScheduleChange
-from ha_beat.leader.term import LeaderTerm
+from ha_beat.leader.term_work import TermWork
 from ha_beat.store.lease import Term
 
 #: Failures in a row after which the batch itself may be at fault.
@@ -41,22 +41,22 @@ class Enqueuer:
         #: The server on which this replica had to wait for the previous holder, and since when it was reachable.
         self._changed_server = ("", 0.0)
         self._dispatch_from = 0.0
-        self._term: LeaderTerm | None = None
+        self._work: TermWork | None = None
 
     @property
     def dispatcher(self) -> Dispatcher | None:
         """Return the dispatcher that was chosen last; ``None`` before the first choice."""
-        return self._term.dispatcher if self._term is not None else None
+        return self._work.dispatcher if self._work is not None else None
 
     @property
     def due_queue(self) -> DueQueue:
         """Return the queue of the current term, empty if there is none."""
-        return self._term.schedule.queue if self._term is not None else DueQueue()
+        return self._work.schedule.queue if self._work is not None else DueQueue()
 
     @property
     def awaits_read(self) -> bool:
         """Return True if some entries wait until the schedule has been read under this term."""
-        return self._term is not None and self._term.schedule.awaits_read
+        return self._work is not None and self._work.schedule.awaits_read
 
     def now(self) -> datetime:
         """Return the scheduling time, in UTC."""
@@ -78,37 +78,37 @@ class Enqueuer:
         return schedule is not None and schedule.loaded
 
     def _schedule_of(self, term: Term) -> LoadedSchedule | None:
-        current = self._term
+        current = self._work
         return current.schedule if current is not None and current.nonce == term.nonce else None
 
     def reload(self, change: ScheduleChange = EVERYTHING) -> None:
         """Read what has changed of the schedule, and its rows in the ledger, before the next batch."""
-        if self._term is not None:
-            self._term.schedule.reload(change)
+        if self._work is not None:
+            self._work.schedule.reload(change)
 
     def stand_by(self) -> None:
         """Discard the queue, and confirm or take back what was claimed. Never raises.
 
         If the same term continues after a late renewal, it reads the outcome from the ledger.
         """
-        if self._term is not None:
-            self._term.unload()
+        if self._work is not None:
+            self._work.unload()
         if self._parts.forecast is not None:
             self._parts.forecast.turn()
         if self.dispatcher is not None:
             with suppress(StoreError):
                 self.dispatcher.confirm_late()
 
-    def advance(self, tenure: Tenure, term: Term) -> float:
+    def advance(self, origin: TermOrigin, term: Term) -> float:
         """Submit one batch. Return for how many seconds there is nothing to do.
 
         Raises:
             FencedOff: the term is over.
             BrokerOutOfReach: another replica should try.
         """
-        current = self._term
-        if current is None or current.nonce != tenure.nonce:
-            current = self._begin(tenure)
+        current = self._work
+        if current is None or current.nonce != origin.nonce:
+            current = self._begin(origin)
         waiting = max(self._backoff.try_at, self._dispatch_from) - self._clock.elapsed()
         if waiting > 0:
             return waiting
@@ -132,20 +132,20 @@ class Enqueuer:
         self._backoff.succeeded()
         return idle
 
-    def _begin(self, tenure: Tenure) -> LeaderTerm:
+    def _begin(self, origin: TermOrigin) -> TermWork:
         """Start a term. On another server than the previous holder's, wait until that holder must have stopped."""
-        self._term = LeaderTerm(self._parts, tenure, self._slow, self.dispatcher)
+        self._work = TermWork(self._parts, origin, self._slow, self.dispatcher)
         self._backoff.begin()
         now = self._clock.elapsed()
-        pause = max(self._previous_holder_until(tenure, now) - now, 0.0)
+        pause = max(self._previous_holder_until(origin, now) - now, 0.0)
         self._dispatch_from = now + pause
         if pause:
             self._parts.emit(events.DispatchHeld(pause))
-        return self._term
+        return self._work
 
-    def _previous_holder_until(self, tenure: Tenure, now: float) -> float:
+    def _previous_holder_until(self, origin: TermOrigin, now: float) -> float:
         """Return until when another holder may dispatch through another server; ``now`` if there is none."""
-        acquired = tenure.acquired
+        acquired = origin.acquired
         others = acquired.previous_holder not in ("", acquired.term.holder)
         waited_for, since = self._changed_server
         waited_here = waited_for == acquired.term.run_id
@@ -153,7 +153,7 @@ class Enqueuer:
         if acquired.server_changed and must_wait:  # guard: hold-on-changed-server
             if not waited_here:
                 # The pause counts from the first contact with this server, before the replica waited for the lease.
-                since = now if tenure.back_at is None else tenure.back_at
+                since = now if origin.back_at is None else origin.back_at
                 self._changed_server = (acquired.term.run_id, since)
             return since + self._parts.options.changed_server_pause
         return now

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from ha_beat.dispatch import FencedOff
-from ha_beat.election.leader_handle import Tenure
+from ha_beat.election.leader_handle import TermOrigin
 from ha_beat.leader.loading.state_loss import Loss, assess, with_unfinished
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import Ledger
@@ -19,12 +19,12 @@ class Recovery:
     If the term ends before, the next leader finds the note and continues the recovery.
     """
 
-    def __init__(self, tenure: Tenure, shadow: Shadow) -> None:
-        self._tenure = tenure
+    def __init__(self, origin: TermOrigin, shadow: Shadow) -> None:
+        self._origin = origin
         self._shadow = shadow
         self._assessed = self._began_gradually = False
         #: True if the next leader must look for a loss too, if this term ends early.
-        self._unfinished = tenure.acquired.server_changed
+        self._unfinished = origin.acquired.server_changed
         #: The loss that was found, until the ledger is complete.
         self.loss: Loss | None = None
 
@@ -45,14 +45,14 @@ class Recovery:
         """
         if self._assessed:
             return None
-        acquired = self._tenure.acquired
+        acquired = self._origin.acquired
         self.loss = assess(
             gen=acquired.term.gen,
             previous_gens=acquired.previous_gens,
             shadow=self._shadow,
             rows=rows,
             facts=ledger.server_facts(now) if acquired.server_changed else None,
-            lost_at=self._tenure.lost_at,
+            lost_at=self._origin.lost_at,
             now=now,
             reached_at=reached_at,
         )
@@ -70,7 +70,7 @@ class Recovery:
         ``counter`` is the journal's; it shows whether the ledger was set back as a whole. The result is True once per
         term at most. Until :meth:`found_intact`, a load of all entries looks for a loss.
         """
-        acquired, shadow = self._tenure.acquired, self._shadow
+        acquired, shadow = self._origin.acquired, self._shadow
         if self._assessed or self._began_gradually or acquired.server_changed or acquired.unfinished:
             return False
         self._began_gradually = True

@@ -9,7 +9,7 @@ from itertools import chain, islice
 
 from ha_beat import events
 from ha_beat.dispatch import Dispatcher
-from ha_beat.election.leader_handle import Tenure
+from ha_beat.election.leader_handle import TermOrigin
 from ha_beat.leader.due_queue import DueQueue
 from ha_beat.leader.entry import ScheduledEntry
 from ha_beat.leader.ledger_writer import EntryOperation, LedgerWriter
@@ -47,10 +47,10 @@ class ScheduleLoader:
     """Loader of one term."""
 
     def __init__(
-        self, parts: LeaderParts, tenure: Tenure, planner: Planner, claims: OpenClaims, recovery: Recovery
+        self, parts: LeaderParts, origin: TermOrigin, planner: Planner, claims: OpenClaims, recovery: Recovery
     ) -> None:
         self._parts = parts
-        self._tenure = tenure
+        self._origin = origin
         self._claims = claims
         self._recovery = recovery
         self._entries = EntryLoader(parts, planner, recovery)
@@ -118,7 +118,7 @@ class ScheduleLoader:
 
     def _reached_at(self, now: datetime) -> datetime | None:
         """Return when this replica first reached the server."""
-        since = self._tenure.back_at
+        since = self._origin.back_at
         return None if since is None else now - timedelta(seconds=self._parts.clock.elapsed() - since)
 
     def load_changed(

@@ -17,7 +17,7 @@ from ha_beat.dispatch import Answer, Operation
 from ha_beat.dispatch.atomic import AtomicDispatcher
 from ha_beat.dispatch.messages.build import Sender
 from ha_beat.election.cluster_clock import SchedulingTime
-from ha_beat.election.leader_handle import Tenure
+from ha_beat.election.leader_handle import TermOrigin
 from ha_beat.leader import Enqueuer, LeaderOptions, LeaderParts
 from ha_beat.leader.entry import EntryState, ScheduledEntry
 from ha_beat.leader.pause import PauseState
@@ -144,13 +144,13 @@ class Leader:
     def lead(self, name: str = "one") -> Self:
         """Begin a term of a replica."""
         made = attempt(name, new_token(), sent_at=self.clock.elapsed(), ttl=1e6)
-        self.tenure = Tenure(acquire(RedisLeaseStore(lambda: self.client, KEYS), made), "")
+        self.origin = TermOrigin(acquire(RedisLeaseStore(lambda: self.client, KEYS), made), "")
         self.know_pauses({})
         return self
 
     def know_pauses(self, entries: Mapping[str, EntryPause]) -> None:
         """Set the pauses as read under this term."""
-        self.pause.set(self.tenure.acquired.term, None, entries, Shadow())
+        self.pause.set(self.origin.acquired.term, None, entries, Shadow())
 
     def owe(self, *entries: str) -> Self:
         """Make entries of the schedule due a second ago."""
@@ -179,7 +179,7 @@ class Leader:
         if after:
             self.later(after)
         for _ in range(times):
-            self.idle = self.enqueuer.advance(self.tenure, self.tenure.acquired.term)
+            self.idle = self.enqueuer.advance(self.origin, self.origin.acquired.term)
         return self
 
     def each_second(self, turns: int, *, seconds: float = 1.0) -> None:

@@ -16,8 +16,8 @@ from tests.integration.leader.stepped_leader import KEYS, Leader, enqueued
 
 def follow(leader: Leader, previous_holder: str, **fields: Any) -> None:
     """Make the term follow one on another server."""
-    acquired = replace(leader.tenure.acquired, previous_run_id="another server", previous_holder=previous_holder)
-    leader.tenure = replace(leader.tenure, acquired=acquired, **fields)
+    acquired = replace(leader.origin.acquired, previous_run_id="another server", previous_holder=previous_holder)
+    leader.origin = replace(leader.origin, acquired=acquired, **fields)
 
 
 def lead_on_another_server(leader: Leader, name: str) -> None:

@@ -189,7 +189,7 @@ def test_claim_that_is_unsent_before_its_deadline_is_not_uncertain(shared_redis:
     heir.run(1)
     del heir.dispatcher.take_back
     state = heir.enqueuer.due_queue.get(NAMES[1])
-    lost = heir.dispatcher, heir.enqueuer.due_queue, heir.tenure.acquired.term, state
+    lost = heir.dispatcher, heir.enqueuer.due_queue, heir.origin.acquired.term, state
     heir.enqueuer._term._claims.record_resend_uncertain(*lost)
     heir.run(30)
     assert (heir.claims(), heir.verdicts(), len(heir.sent())) == ([], {"enqueued"}, 29)
@@ -224,4 +224,4 @@ def test_malformed_claim_does_not_stop_a_leader(shared_redis: RedisServer, due: 
     for number, value in enumerate(["", "open", "open {", "open []", f"open {deep}", 'uncertain {"ms": "soon"}']):
         leader.client.hset(KEYS.claims, f"malformed {number}", value)
     leader.client.hset(KEYS.claims, "good", f"open {json.dumps(good)}")
-    assert [claim.key for claim in leader.dispatcher.open_claims(leader.tenure.acquired.term)] == ["good"]
+    assert [claim.key for claim in leader.dispatcher.open_claims(leader.origin.acquired.term)] == ["good"]

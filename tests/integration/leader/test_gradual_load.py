@@ -45,7 +45,7 @@ def with_forecast(leader: Leader) -> None:
 
 
 def complete(leader: Leader) -> bool:
-    return leader.enqueuer.serves(leader.tenure.acquired.term)
+    return leader.enqueuer.serves(leader.origin.acquired.term)
 
 
 def load_all(leader: Leader) -> Leader:
@@ -194,7 +194,7 @@ def test_reload_within_a_term_goes_on_in_parts_while_due_entries_are_sent(leader
             leader.turn()
             assert leader.messages == ["e700", "last"]
         served += complete(leader)
-        parts += not leader.enqueuer.up_to_date(leader.tenure.acquired.term)
+        parts += not leader.enqueuer.up_to_date(leader.origin.acquired.term)
     assert parts > COUNT / PART
     assert served > 20
     assert leader.enqueuer.due_queue.get("new") is not None

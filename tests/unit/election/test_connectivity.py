@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from ha_beat.election.leader_handle import Tenure
+from ha_beat.election.leader_handle import TermOrigin
 from tests.unit.election.electors import TIMING, Electors
 
 
@@ -16,18 +16,18 @@ def electors() -> Electors:
     return made
 
 
-def tenure(electors: Electors) -> Tenure:
-    return electors.leader.handle.tenure
+def origin(electors: Electors) -> TermOrigin:
+    return electors.leader.handle.origin
 
 
 def ago(electors: Electors) -> float:
     """Return seconds since the last server became unreachable."""
-    return (electors.time.now() - tenure(electors).lost_at) / timedelta(seconds=1)
+    return (electors.time.now() - origin(electors).lost_at) / timedelta(seconds=1)
 
 
 def test_replica_that_never_lost_contact_reports_none(electors: Electors):
-    assert tenure(electors).lost_at is None
-    assert tenure(electors).back_at is None
+    assert origin(electors).lost_at is None
+    assert origin(electors).back_at is None
 
 
 @pytest.mark.parametrize("away", [3.0, 30.0])
@@ -42,7 +42,7 @@ def test_after_an_outage_contact_ended_before_it_and_began_with_its_end(electors
     electors.run(4)
     since = electors.clock.elapsed() - left
     assert since - TIMING.renew_interval - 0.5 <= ago(electors) <= since
-    assert tenure(electors).back_at == pytest.approx(back, abs=TIMING.renew_interval)
+    assert origin(electors).back_at == pytest.approx(back, abs=TIMING.renew_interval)
 
 
 def test_server_that_changed_unseen_is_lost_at_the_acquisition(electors: Electors):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ha_beat.dispatch import Dispatcher
-from ha_beat.election.leader_handle import Tenure
+from ha_beat.election.leader_handle import TermOrigin
 from ha_beat.errors import StoreError
 from ha_beat.leader.batches.batch_builder import BatchBuilder
 from ha_beat.leader.batches.results import Results
@@ -28,20 +28,20 @@ from ha_beat.store.lease import Term
 _BURST_TURN = 0.05
 
 
-class LeaderTerm:
+class TermWork:
     """Work of one term. Used by the main loop only."""
 
     def __init__(
-        self, parts: LeaderParts, tenure: Tenure, slow: SlowArguments, dispatcher: Dispatcher | None = None
+        self, parts: LeaderParts, origin: TermOrigin, slow: SlowArguments, dispatcher: Dispatcher | None = None
     ) -> None:
         """``dispatcher`` is the previous term's. It confirms late until this term chooses another."""
         self._parts = parts
-        self._tenure = tenure
+        self._origin = origin
         self._planner = Planner(parts.source, parts.emit)
         self._claims = OpenClaims(parts.clock, parts.emit, parts.options.claim_in_flight_for)
         self._builder = BatchBuilder(parts, self._planner, self._claims, slow)
-        self._recovery = Recovery(tenure, parts.shadow)
-        loader = ScheduleLoader(parts, tenure, self._planner, self._claims, self._recovery)
+        self._recovery = Recovery(origin, parts.shadow)
+        loader = ScheduleLoader(parts, origin, self._planner, self._claims, self._recovery)
         self.schedule = LoadedSchedule(loader, parts.clock)
         self.submitter = Submitter(parts, self.schedule, Results(parts, self._planner, self._claims))
         self.dispatcher = dispatcher
@@ -49,7 +49,7 @@ class LeaderTerm:
     @property
     def nonce(self) -> str:
         """Return the nonce of the term."""
-        return self._tenure.nonce
+        return self._origin.nonce
 
     def unload(self) -> None:
         """Discard the queue, and a batch without an answer."""
