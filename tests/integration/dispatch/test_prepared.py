@@ -353,8 +353,8 @@ def test_leader_sends_what_it_prepared_and_builds_what_was_edited(
         prepared: list[str] = []
         while datetime.now(UTC) < due - timedelta(seconds=0.3) and len(prepared) < 3:
             scheduler.tick()
-            if runtime.enqueuer._term is not None:
-                prepared = list(runtime.enqueuer._term._builder.prepared._found)
+            if runtime.enqueuer._work is not None:
+                prepared = list(runtime.enqueuer._work._builder.prepared._found)
         assert sorted(prepared) == sorted(names)
         built_late: list[str] = []
         dispatcher: Any = runtime.enqueuer.dispatcher

@@ -190,7 +190,7 @@ def test_claim_that_is_unsent_before_its_deadline_is_not_uncertain(shared_redis:
     del heir.dispatcher.take_back
     state = heir.enqueuer.due_queue.get(NAMES[1])
     lost = heir.dispatcher, heir.enqueuer.due_queue, heir.origin.acquired.term, state
-    heir.enqueuer._term._claims.record_resend_uncertain(*lost)
+    heir.enqueuer._work._claims.record_resend_uncertain(*lost)
     heir.run(30)
     assert (heir.claims(), heir.verdicts(), len(heir.sent())) == ([], {"enqueued"}, 29)
 

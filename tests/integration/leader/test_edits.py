@@ -40,7 +40,7 @@ def test_rows_of_deleted_entries_are_dropped_within_a_term(leader: Leader, monke
     """Entries come and go for months, and the schedule is never read as a whole again."""
     begun(leader, "e")
     monkeypatch.setattr(leader.dispatcher.ledger, "read", None)
-    shadow, absent = leader.enqueuer._parts.shadow, leader.enqueuer._term.schedule._loader._entries.absent
+    shadow, absent = leader.enqueuer._parts.shadow, leader.enqueuer._work.schedule._loader._entries.absent
     kept = []
     for number in range(60):
         leader.source.last_run = {"e": 60.0, f"new{number}": 60.0}

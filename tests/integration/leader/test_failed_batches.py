@@ -166,7 +166,7 @@ def test_partly_written_batch_is_submitted_unchanged_until_answered(leader: Lead
         leader.turn()
     with leader.failing(StoreRefused("full"), "e"):
         leader.each_second(5, seconds=2.0)
-    term: Any = leader.enqueuer._term
+    term: Any = leader.enqueuer._work
     assert (drops, term.submitter.pending) == ([], 1)
 
 
