@@ -73,7 +73,7 @@ class ScheduleLoader:
         absence = parts.source.absence(term)
         source = self._entries.with_progress(parts.source.load())
         some = list(islice(source, LARGE + 1))
-        entries = chain(some, source)
+        entries = chain(some, source)  # guard: absence-read-before-load
         if len(some) <= LARGE or at_once or not self._can_load_gradually(term, dispatcher):
             return self._load_all(term, dispatcher, entries, absence)
         self._entries.absent.clear()
@@ -139,8 +139,9 @@ class ScheduleLoader:
         rows, writer = dispatcher.ledger.read_some(ids), LedgerWriter(term, parts.time.now())
         # Asked before the entries are read: the store may be read under this term in between.
         absence = parts.source.absence(term)
+        entries = parts.source.load(ids)
         ran = bool(rows) or len(queue) > 0
-        read = Reading(parts.source.load(ids), rows, absence, cluster_ran=ran)
+        read = Reading(entries, rows, absence, cluster_ran=ran)  # guard: absence-read-first
         found = self._entries.replace(queue, ids, writer, read, self._changes)
         if found is not None and last:
             self._changes.report(len(queue), parts.emit)

@@ -1,13 +1,16 @@
 """Edits within a term: only changed entries are read, and rows of deleted entries are dropped later."""
 
+from collections.abc import Iterable, Set
 from dataclasses import replace
 
 import pytest
 
 from ha_beat.errors import StoreUnavailable
-from ha_beat.leader.planner import ScheduleChange
+from ha_beat.leader.entry import ScheduledEntry
+from ha_beat.leader.planner import Absence, ScheduleChange
 from ha_beat.reasons import Verdict
-from tests.integration.leader.stepped_leader import KEYS, CertainSource, Leader
+from ha_beat.store.lease import Term
+from tests.integration.leader.stepped_leader import KEYS, CertainSource, Leader, Source
 
 
 def begun(leader: Leader, *entries: str) -> Leader:
@@ -78,6 +81,30 @@ def test_edit_of_an_entry_with_an_open_claim_reads_all(leader: Leader, resent):
     assert leader.enqueuer.due_queue is queue
     edit(leader, "e")
     assert leader.enqueuer.due_queue is not queue
+
+
+class LateSource(Source):
+    """Source whose store is read under the term as soon as its entries were loaded."""
+
+    read = False
+
+    def load(self, ids: Set[str] | None = None) -> Iterable[ScheduledEntry]:
+        yield from super().load(ids)
+        self.read = True
+
+    def absence(self, _: Term) -> Absence | None:
+        return Absence(certain=self.read)
+
+
+@pytest.mark.parametrize("ids", [None, frozenset({"e"})], ids=["all", "changed"])
+def test_entry_that_an_older_reading_lacks_is_not_deleted(leader: Leader, ids):
+    source = LateSource(e=60.0, other=60.0)
+    leader.use(source).turn(3)
+    source.read, source.last_run = False, {"other": 60.0}
+    leader.enqueuer.reload(ScheduleChange(ids))
+    leader.turn(3)
+    assert source.read
+    assert leader.dispatcher.ledger.of(["e"])["e"].verdict is Verdict.ARMED
 
 
 def test_change_is_kept_until_the_ledger_answers(leader: Leader, monkeypatch):

@@ -1,0 +1,38 @@
+"""Retries of entries whose message cannot be built."""
+
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+from ha_beat.dispatch import MessageFailed
+from ha_beat.leader.batches.build_retries import BuildRetries
+from ha_beat.leader.due_queue import DueQueue
+from ha_beat.leader.entry import EntryState
+from ha_beat.leader.open_claims import OpenClaims
+from ha_beat.reasons import BuildFault, Verdict
+from ha_beat.store.ledger import LedgerRow
+from ha_beat.testing import SettableClock
+from tests.support.entries import scheduled
+from tests.support.events import EventLog
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+FAILED = MessageFailed(BuildFault.DESTINATION, "refused", ValueError("refused"))
+
+
+def test_occurrence_after_an_abandoned_one_has_fresh_retries():
+    """The failure of the next occurrence is reported, and it is retried as quickly as the first one."""
+    log, nothing = EventLog(), SimpleNamespace(open_claims=lambda _: [], record_uncertain=lambda *_: {})
+    claims: Any = OpenClaims(SettableClock(), log.append, 6.0)
+    retries = BuildRetries(60.0, log.append)
+    state = EntryState(scheduled(), NOW, LedgerRow(NOW, Verdict.CLAIMED, NOW, signature="s"), resend=True)
+
+    def fail() -> float:
+        """Return the seconds until the message is built again."""
+        queue = DueQueue()
+        retries.retry(state, FAILED, queue, NOW, took=0.0)
+        return ((queue.next_due() or NOW) - NOW).total_seconds()
+
+    assert [fail(), fail(), len(log)] == [0.5, 1.0, 1]
+    claims.record_resend_uncertain(nothing, DueQueue(), None, state)
+    assert not state.resend
+    assert [fail(), len(log)] == [0.5, 2]
