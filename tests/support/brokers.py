@@ -47,12 +47,12 @@ class FakePublisher:
     #: Called with the number of the send, from 1.
     before_send: Callable[[int], object] = lambda _: None
     sends: int = 0
-    #: True if :meth:`settle` or :meth:`answer` sets the outcomes, not :meth:`send`.
+    #: True if :meth:`wait_for_answers` or :meth:`answer` sets the outcomes, not :meth:`send`.
     answers_late: bool = False
     unanswered: list[tuple[Delivery, Sent]] = field(default_factory=list)
-    before_settle: Callable[[], object] = lambda: None
+    before_wait: Callable[[], object] = lambda: None
     #: Called when a send first waits for the answers to other messages.
-    on_settle_before: Callable[[], object] = lambda: None
+    on_wait_if_alone: Callable[[], object] = lambda: None
 
     recipes = NoRecipes()
 
@@ -75,8 +75,8 @@ class FakePublisher:
         if not self.answers_late:
             self.answer()
 
-    def settle_before(self, *_: Any) -> bool:
-        self.on_settle_before()
+    def wait_if_alone(self, *_: Any) -> bool:
+        self.on_wait_if_alone()
         return False
 
     def answer(self) -> None:
@@ -85,6 +85,6 @@ class FakePublisher:
             delivery.sent = sent
         self.unanswered = []
 
-    def settle(self, _: Callable[[], None]) -> None:
-        self.before_settle()
+    def wait_for_answers(self, _: Callable[[], None]) -> None:
+        self.before_wait()
         self.answer()

@@ -42,8 +42,8 @@ class Sender:
         for message, delivery in zip(messages, deliveries, strict=True):
             if delivery is deliveries[-1]:
                 before_last()
-            alone = self.publisher.settle_before(message, lambda: None)
+            alone = self.publisher.wait_if_alone(message, lambda: None)
             self.publisher.send(message, delivery, alone=alone)
         before_wait()
-        self.publisher.settle()
+        self.publisher.wait_for_answers()
         return [delivery.sent for delivery in deliveries if delivery.sent is not None]

@@ -130,15 +130,15 @@ class BrokerAdapter:
         return True
 
     def put(self, publish: Publish, arguments: Arguments, delivery: Delivery) -> None:
-        """Send the message. An adapter that does not wait for the broker's answer waits in :meth:`settle`.
+        """Send the message. An adapter that does not wait for the broker's answer waits in :meth:`wait_for_answers`.
 
         Raises:
             StoreUnavailable: nothing was written.
         """
         self._answer(delivery, self._put(publish, arguments))
 
-    def settle(self, progress: Callable[[], None], clock: Clock) -> None:
-        """Wait until each message has an answer, or no answer can come any more. Call ``progress`` after each one."""
+    def wait_for_answers(self, answered: Callable[[], None], clock: Clock) -> None:
+        """Wait until each message has an answer, or no answer can come any more. Call ``answered`` after each one."""
 
     def _answer(self, delivery: Delivery, sent: Sent) -> None:
         delivery.sent = sent

@@ -145,7 +145,7 @@ class AmqpAdapter(BrokerAdapter):
         except Exception as exc:
             self._fail(exc)
 
-    def settle(self, progress: Callable[[], None], clock: Clock) -> None:
+    def wait_for_answers(self, answered: Callable[[], None], clock: Clock) -> None:
         try:
             ends_at = clock.elapsed() + self._timeout
             while waiting := len(self._unanswered):
@@ -154,7 +154,7 @@ class AmqpAdapter(BrokerAdapter):
                 if len(self._unanswered) < waiting:
                     # The timeout applies to each answer.
                     ends_at = clock.elapsed() + self._timeout
-                    progress()
+                    answered()
         except Exception as exc:
             self._fail(exc)
 

@@ -108,7 +108,7 @@ class Publisher:
             self.reset()
             self._connected()
 
-    def settle_before(self, message: PreparedMessage, progress: Callable[[], None]) -> bool:
+    def wait_if_alone(self, message: PreparedMessage, answered: Callable[[], None]) -> bool:
         """Wait for the answers to earlier messages if this one must be sent alone. Return True if it must.
 
         The wait may be long. Call this before the last check that the message may still be sent.
@@ -116,13 +116,13 @@ class Publisher:
         publishes = message.publishes if isinstance(message, DeferredMessage) else ()
         alone = len(publishes) != 1 or self._goes_alone(publishes[0])
         if alone:
-            self.settle(progress)
+            self.wait_for_answers(answered)
         return alone
 
     def send(self, message: PreparedMessage, delivery: Delivery, *, alone: bool) -> None:
-        """Send a message. ``delivery`` has its outcome now, or after :meth:`settle`.
+        """Send a message. ``delivery`` has its outcome now, or after :meth:`wait_for_answers`.
 
-        ``alone`` is the result of :meth:`settle_before` for this message.
+        ``alone`` is the result of :meth:`wait_if_alone` for this message.
 
         Raises:
             StoreUnavailable: the connection failed before anything was sent.
@@ -151,13 +151,13 @@ class Publisher:
             detail = detail or sent.detail
         return Sent(PublishOutcome.ACCEPTED, detail)
 
-    def settle(self, progress: Callable[[], None] = lambda: None) -> None:
-        """Wait until each message that was sent has an outcome. Call ``progress`` after each answer."""
+    def wait_for_answers(self, answered: Callable[[], None] = lambda: None) -> None:
+        """Wait until each message that was sent has an outcome. Call ``answered`` after each answer."""
         adapter = self._adapter
         if adapter is None:
             return
         if adapter.unanswered():
-            adapter.settle(progress, self._clock)
+            adapter.wait_for_answers(answered, self._clock)
             self._used_at = self._clock.elapsed()
         if adapter.must_be_replaced and not adapter.blocked:
             # A blocked broker keeps its connection: on a new one, it reports the block only after a message.
@@ -165,7 +165,7 @@ class Publisher:
 
     def _send(self, message: DeferredPublish, delivery: Delivery, *, alone: bool) -> None:
         if alone:
-            self.settle()
+            self.wait_for_answers()
         message.stamp()
         producer, adapter = self._connected()
         others = adapter.unanswered()
@@ -192,7 +192,7 @@ class Publisher:
         if delivery.sent is not None:
             self._used_at = self._clock.elapsed()
         if alone or adapter.must_be_replaced:
-            self.settle()
+            self.wait_for_answers()
 
     def _goes_alone(self, message: DeferredPublish) -> bool:
         """True if a failure of this message might leave the outcome of earlier messages unknown."""

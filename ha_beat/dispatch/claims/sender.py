@@ -75,10 +75,10 @@ class ClaimSender:
                 self._send_one(term, key, budget)
                 budget.item_done()
             sent_at = elapsed()
-            self._publisher.settle(answered)
+            self._publisher.wait_for_answers(answered)
         finally:
             # A signal that stops the process may have ended the wait.
-            self._publisher.settle(answered)
+            self._publisher.wait_for_answers(answered)
             self.take_outcomes()
             deliveries, self._deliveries = self._deliveries, {}
         sent = [delivery.sent for delivery in deliveries.values() if delivery.sent is not None]
@@ -100,7 +100,7 @@ class ClaimSender:
         if claim.state is State.OPEN:
             obstacle = self.unavailable
             if not obstacle and message is not None:
-                alone = self._publisher.settle_before(message, budget.item_done)
+                alone = self._publisher.wait_if_alone(message, budget.item_done)
             if not obstacle and not self._trusted(term):  # guard: claim-send-trusted
                 # Another replica may lead by now, and record the open claims as uncertain.
                 obstacle = "the term ended before the message was sent"

@@ -33,7 +33,7 @@ def test_end_of_trust_in_mid_chunk_confirms_what_was_sent(leader: Leader):
 def test_end_of_trust_in_the_wait_before_a_message_sends_nothing(leader: Leader):
     """The wait for earlier answers has no limit. By its end, the next leader may have sent the message."""
     leader.submit(*leader.batch(1))
-    leader.publisher.on_settle_before = lambda: setattr(leader, "trusted", False)
+    leader.publisher.on_wait_if_alone = lambda: setattr(leader, "trusted", False)
     assert leader.submit_kinds(leader.operation("late")) == ["unsent"]
     assert leader.publisher.sends == 1
 
@@ -42,7 +42,7 @@ def test_end_of_trust_in_the_wait_before_a_message_sends_nothing(leader: Leader)
 def test_death_before_the_answers_leaves_the_chunk_open(leader: Leader, policy: UncertainPolicy):
     """The next leader finds the chunk's claims, and no others."""
     leader.publisher.answers_late = True
-    leader.publisher.before_settle = lambda: leader.publisher.sends > 1 and die()
+    leader.publisher.before_wait = lambda: leader.publisher.sends > 1 and die()
     with pytest.raises(Killed):
         leader.submit(*[replace(each, uncertain=policy) for each in leader.batch(CHUNK + 3)])
     assert list(leader.claims().values()) == ["open"] * CHUNK

@@ -67,7 +67,7 @@ def test_stop_in_mid_chunk_records_what_the_broker_has_accepted(leader: Leader, 
 
     def stop() -> None:
         if leader.publisher.sends == 4:
-            leader.publisher.before_settle = leader.publisher.before_send = lambda *_: None
+            leader.publisher.before_wait = leader.publisher.before_send = lambda *_: None
             leader.dispatcher.resolve_own(leader.term, leader.admin)
             leader.store.release(leader.term, TermEnd.SHUTDOWN)
             raise SystemExit
@@ -75,7 +75,7 @@ def test_stop_in_mid_chunk_records_what_the_broker_has_accepted(leader: Leader, 
     if place == "send":
         leader.publisher.before_send = lambda _: stop()
     else:
-        leader.publisher.before_settle = stop
+        leader.publisher.before_wait = stop
     with pytest.raises(SystemExit):
         leader.submit(*leader.batch(4 if place == "wait" else 10))
     accepted = 4 if place == "wait" else 3
@@ -92,7 +92,7 @@ def test_second_signal_in_the_wait_for_answers_ends_the_batch(leader: Leader):
         if leader.publisher.sends > 1:
             raise SystemExit
 
-    leader.publisher.before_settle = stop
+    leader.publisher.before_wait = stop
     with pytest.raises(SystemExit):
         leader.submit(*leader.batch(4))
     leader.publisher.answer()

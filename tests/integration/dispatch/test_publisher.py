@@ -185,7 +185,7 @@ def test_read_only_or_full_redis_is_unavailable(code: str, redis_server: RedisSe
 
 
 class AnsweringLate(BrokerAdapter):
-    """Adapter that answers in ``settle``, and can fail for all messages together."""
+    """Adapter that answers in ``wait_for_answers``, and can fail for all messages together."""
 
     waiting: list[Delivery]
     failing = False
@@ -219,7 +219,7 @@ class AnsweringLate(BrokerAdapter):
         self.together.append(len(self.waiting))
         self.waiting.append(delivery)
 
-    def settle(self, *_: object) -> None:
+    def wait_for_answers(self, *_: object) -> None:
         unknown = Sent(PublishOutcome.UNKNOWN, "closed")
         failed = AnsweringLate.failing and len(self.waiting) > 1
         self.must_be_replaced = self.lost_together = failed
@@ -275,7 +275,7 @@ def test_batch_without_messages_does_not_count_as_contact(answered_late: Sender,
     sends(answered_late, 1)
     for _ in range(2):
         clock.advance(3)
-        answered_late.publisher.settle()
+        answered_late.publisher.wait_for_answers()
     answered_late.publisher.ready()
     assert len(AnsweringLate.probes) == 1
 
@@ -285,8 +285,8 @@ def test_message_that_goes_alone_waits_before_it_is_sent(answered_late: Sender, 
     sends(answered_late, 1)
     first, second = Delivery(), answered_late.prepare()
     answered_late.publisher.send(answered_late.prepare(), first, alone=False)
-    assert not answered_late.publisher.settle_before(second, lambda: None)
+    assert not answered_late.publisher.wait_if_alone(second, lambda: None)
     assert first.sent is None
     monkeypatch.setattr(AnsweringLate, "goes_alone", lambda *_: True)
-    assert answered_late.publisher.settle_before(second, lambda: None)
+    assert answered_late.publisher.wait_if_alone(second, lambda: None)
     assert first.sent == ACCEPTED

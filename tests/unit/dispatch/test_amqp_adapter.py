@@ -76,9 +76,9 @@ class Channel(AmqpAdapter):
         self.put(publish, arguments, delivery)
         return delivery
 
-    def settled(self, deliveries: list[Delivery], *events: Callable[[], object]) -> list[PublishOutcome]:
+    def outcomes_after(self, deliveries: list[Delivery], *events: Callable[[], object]) -> list[PublishOutcome]:
         self.events = list(events)
-        self.settle(lambda: None, self.clock)
+        self.wait_for_answers(lambda: None, self.clock)
         return outcomes_of(deliveries)
 
 
@@ -97,14 +97,14 @@ def outcomes(letters: str) -> list[PublishOutcome]:
 
 
 def test_confirmation_answers_one_message_or_all_up_to_it(channel: Channel):
-    assert channel.settled(channel.send(4), channel.acks(2), channel.acks(4, multiple=True)) == outcomes("aaaa")
+    assert channel.outcomes_after(channel.send(4), channel.acks(2), channel.acks(4, multiple=True)) == outcomes("aaaa")
     assert (channel.unanswered(), channel.must_be_replaced) == (0, False)
 
 
 def test_message_without_a_confirmation_is_unknown(channel: Channel):
     """Later messages use another connection, where a late answer cannot be taken for theirs."""
     sent = channel.send(4)
-    assert channel.settled(sent, channel.acks(3), channel.acks(1)) == outcomes("auau")
+    assert channel.outcomes_after(sent, channel.acks(3), channel.acks(1)) == outcomes("auau")
     assert [one.sent.broken for one in sent if one.sent] == [False, True, False, True]
     assert channel.must_be_replaced
 
@@ -120,13 +120,13 @@ def test_heartbeats_do_not_prolong_the_wait_for_an_answer(channel: Channel):
         channel.clock.advance(0.4)
 
     channel._amqp.blocking_read = heartbeat
-    assert channel.settled(channel.send(2)) == outcomes("uu")
+    assert channel.outcomes_after(channel.send(2)) == outcomes("uu")
     assert limits == pytest.approx([1.0, 0.6, 0.2, 0.0])
 
 
 def test_nack_concerns_its_message_only(channel: Channel):
     sent = channel.send(3)
-    channel.settled(sent, channel.nacks(2), channel.acks(3, multiple=True))
+    channel.outcomes_after(sent, channel.nacks(2), channel.acks(3, multiple=True))
     assert [one.sent for one in sent] == [ACCEPTED, NACKED, ACCEPTED]
     assert not channel.must_be_replaced
 
@@ -135,13 +135,13 @@ def test_returned_message_is_refused_and_no_other(channel: Channel):
     """The broker acknowledges a returned message later, perhaps together with others."""
     sent = channel.send(4)
     events = [channel.acks(1), channel.returns("3"), channel.acks(2), channel.acks(4, multiple=True)]
-    assert channel.settled(sent, *events) == outcomes("aara")
+    assert channel.outcomes_after(sent, *events) == outcomes("aara")
     assert sent[2].sent is not None
     assert "no queue takes it" in sent[2].sent.detail
     assert channel.must_be_replaced
 
 
-@pytest.mark.parametrize("where", ["check", "settle"])
+@pytest.mark.parametrize("where", ["check", "wait"])
 @pytest.mark.parametrize(("acked", "expected"), [(2, "aar"), (1, "auu")])
 def test_closed_channel_refuses_a_message_only_if_it_is_the_last(
     channel: Channel, where: str, acked: int, expected: str
@@ -153,14 +153,14 @@ def test_closed_channel_refuses_a_message_only_if_it_is_the_last(
         with pytest.raises(ChannelError):
             channel.check()
     else:
-        channel.settle(lambda: None, channel.clock)
+        channel.wait_for_answers(lambda: None, channel.clock)
     assert outcomes_of(sent) == outcomes(expected)
     assert (channel.must_be_replaced, channel.lost_together) == (True, acked == 1)
 
 
 def test_lost_connection_leaves_unanswered_messages_unknown(channel: Channel):
     sent = channel.send(3)
-    assert channel.settled(sent, channel.acks(1), channel.fails(OSError("cut"))) == outcomes("auu")
+    assert channel.outcomes_after(sent, channel.acks(1), channel.fails(OSError("cut"))) == outcomes("auu")
     assert sent[1].sent == Sent(PublishOutcome.UNKNOWN, "OSError: cut", broken=True)
 
 
@@ -173,7 +173,7 @@ def test_closed_connection_leaves_unanswered_messages_unknown(channel: Channel):
 @pytest.mark.parametrize("error", [TypeError("object"), RecursionError()], ids=repr)
 def test_message_that_cannot_be_encoded_takes_no_number(channel: Channel, error: Exception):
     first, wrong, third = channel.send()[0], channel.send_one(message(), error), channel.send()[0]
-    assert channel.settled([first, wrong, third], channel.acks(1), channel.acks(2)) == outcomes("ara")
+    assert channel.outcomes_after([first, wrong, third], channel.acks(1), channel.acks(2)) == outcomes("ara")
     assert channel.must_be_replaced
 
 
@@ -202,14 +202,14 @@ def test_failed_write_leaves_every_message_unknown(channel: Channel):
 )
 def test_message_that_may_close_the_channel_goes_alone(channel: Channel, changes: dict[str, Any], alone: bool):
     assert channel.goes_alone(message())
-    channel.settled(channel.send(), channel.acks(1))
+    channel.outcomes_after(channel.send(), channel.acks(1))
     assert channel.goes_alone(message(**changes)) is alone
 
 
 def test_routes_of_a_key_per_message_are_not_kept_for_ever(channel: Channel, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(amqp_answers, "_MOST_ROUTES", 3)
     for number in range(1, 6):
-        channel.settled([channel.send_one(message(routing_key=f"key {number}"))], channel.acks(number))
+        channel.outcomes_after([channel.send_one(message(routing_key=f"key {number}"))], channel.acks(number))
     assert channel._unanswered.known_routes == {("", "key 4"), ("", "key 5")}
 
 
