@@ -43,7 +43,7 @@ class RowSource(StoredSource):
             self._clock,
             make_entry=self._make_entry,
             begin_term=self._begin_term,
-            settled=self._settled,
+            has_all_verdicts=self._has_all_verdicts,
             interval=min(POLL_INTERVAL, scheduler.max_interval or POLL_INTERVAL),
         )
         self._run(runtime, sync)
@@ -84,7 +84,7 @@ class RowSource(StoredSource):
             "cleared": entry.run_state[0] is None and entry.run_state[1] > 0,
         }
 
-    def _settled(self, entry_id: str) -> bool:
+    def _has_all_verdicts(self, entry_id: str) -> bool:
         """True if the leader has loaded the rows as last read, and each due instant of this one has its verdict.
 
         The writing thread calls this.

@@ -215,7 +215,7 @@ class RowSync:
         *,
         make_entry: Callable[[Any], RowEntry],
         begin_term: Callable[[Term], None],
-        settled: Callable[[str], bool],
+        has_all_verdicts: Callable[[str], bool],
         interval: float = POLL_INTERVAL,
     ) -> None:
         """Create the threads without starting them. ``begin_term`` is that of :class:`WritingThread`."""
@@ -224,7 +224,7 @@ class RowSync:
         reader = RowReader(store.queries, make_entry, clock=clock, now=now, emit=runtime.events.emit, progress=reads)
         updates = RowUpdates(store.statements, store.database, now)
         self.table: RowTable = reader.table
-        self.writer = RowWriter(updates, reader.table, clock, settled, writes)
+        self.writer = RowWriter(updates, reader.table, clock, has_all_verdicts, writes)
         self.reading = ReadingThread(reader, self.write_soon, *common)
         self.writing = WritingThread(self.writer, self.reading, begin_term, *common)
 

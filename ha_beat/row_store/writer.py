@@ -30,16 +30,16 @@ class RowWriter:
         updates: RowUpdates,
         rows: RowTable,
         clock: Clock,
-        settled: Callable[[str], bool] = lambda _: True,
+        has_all_verdicts: Callable[[str], bool] = lambda _: True,
         progress: Callable[[], None] = lambda: None,
     ) -> None:
         """Create a writer for the ``rows`` as last read.
 
-        ``settled`` is true for an id if each due instant of the entry has its verdict. ``progress`` is called after
-        each chunk of rows and each page of the ledger.
+        ``has_all_verdicts`` is true for an id if each due instant of the entry has its verdict. ``progress`` is called
+        after each chunk of rows and each page of the ledger.
         """
         self._updates = updates
-        self._settled = settled
+        self._has_all_verdicts = has_all_verdicts
         self._progress = progress
         self._rows = rows
         self._lock = threading.Lock()
@@ -103,7 +103,7 @@ class RowWriter:
 
     def disable_expired(self) -> None:
         """Disable expired rows once each earlier instant has its verdict. Raises the database's errors."""
-        expired = [pk for pk in self._rows.expiries.due(self._updates.now()) if self._settled(pk)]
+        expired = [pk for pk in self._rows.expiries.due(self._updates.now()) if self._has_all_verdicts(pk)]
         _raise_first(self._write(expired, self._updates.disable_expired, self._failed_to_expire, set()))
 
     def errors(self) -> dict[str, str]:

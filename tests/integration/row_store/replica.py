@@ -40,7 +40,7 @@ class Replica:
             self.clock,
             make_entry=self.store.make_entry,
             begin_term=lambda _: None,
-            settled=lambda _: True,
+            has_all_verdicts=lambda _: True,
         )
         self.table, self.reader, self.writer = self.sync.table, self.sync.reading.reader, self.sync.writer
         self.turn()
