@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from types import FunctionType
 from typing import Any
 
-from ha_beat.dispatch.messages.build import lent
+from ha_beat.dispatch.messages.build import replaced_attributes
 from ha_beat.errors import ConfigurationError
 
 logger = logging.getLogger("ha_beat")
@@ -93,7 +93,7 @@ class SchedulerHooks:
         if not self._patches_tick():
             return
         try:
-            with lent(self._scheduler, _heap=[], schedules_equal=lambda *_: True):
+            with replaced_attributes(self._scheduler, _heap=[], schedules_equal=lambda *_: True):
                 tick()
         except Exception:
             if not self._tick_failed:

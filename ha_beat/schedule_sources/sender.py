@@ -14,7 +14,7 @@ from celery import Celery
 from celery.beat import SchedulingError
 from kombu.exceptions import OperationalError
 
-from ha_beat.dispatch.messages.build import Sender, further_id, lent
+from ha_beat.dispatch.messages.build import Sender, further_id, replaced_attributes
 from ha_beat.schedule_sources.hooks import SchedulerHooks
 
 #: Methods that make the messages of an entry.
@@ -48,7 +48,7 @@ class HookedSender(Sender):
         self._error, published = None, producer.publishes
         self._calls, self._task_id = 0, options["task_id"]
         self._lent_id = self._task_id
-        with self._lent(entry, producer, args=args, kwargs=dict(kwargs), options=dict(options)):
+        with self._replaced_values(entry, producer, args=args, kwargs=dict(kwargs), options=dict(options)):
             try:
                 if self._through_entry:
                     self._scheduler.apply_entry(entry, producer=producer)
@@ -83,14 +83,14 @@ class HookedSender(Sender):
             raise error
 
     @contextmanager
-    def _lent(self, entry: Any, producer: Any, **values: Any) -> Iterator[None]:
+    def _replaced_values(self, entry: Any, producer: Any, **values: Any) -> Iterator[None]:
         """Give the entry the values of one message, and the scheduler its producer."""
         own = {name: getattr(entry, name) for name in values}
         self._building = True
         try:
             for name, value in values.items():
                 setattr(entry, name, value)
-            with lent(self._scheduler, producer=producer):
+            with replaced_attributes(self._scheduler, producer=producer):
                 yield
         finally:
             self._building = False

@@ -168,11 +168,11 @@ def _default_producer(app: Celery, producer: Any) -> AbstractContextManager[None
     def producer_or_acquire(given: Any = None) -> Any:
         return nullcontext(producer) if given is None and get_ident() == thread else own(given)
 
-    return lent(app, producer_or_acquire=producer_or_acquire)
+    return replaced_attributes(app, producer_or_acquire=producer_or_acquire)
 
 
 @contextmanager
-def lent(target: Any, **values: Any) -> Iterator[None]:
+def replaced_attributes(target: Any, **values: Any) -> Iterator[None]:
     """Replace attributes of an object until the block ends."""
     own = vars(target)
     before = {name: own[name] for name in values if name in own}
