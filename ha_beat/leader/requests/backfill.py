@@ -13,7 +13,7 @@ from ha_beat.budget import Pace
 from ha_beat.clock import from_micros
 from ha_beat.dispatch import Answer
 from ha_beat.leader.entry import EntryState
-from ha_beat.leader.requests.outcome import Outcome, Refused, Steps, names
+from ha_beat.leader.requests.outcome import RequestOutcome, RequestRefused, Steps, names
 from ha_beat.leader.requests.requested_messages import SENT, Order, RequestedMessages, Step
 from ha_beat.reasons import AnswerKind, BackfillOutcome, MessageKind, ReplyCode, SkipReason, Verdict
 from ha_beat.schedule.occurrence import Occurrence
@@ -119,7 +119,7 @@ class BackfillHandler:
             "instants": [self._as_data(state, each) for each in instants],
         }
         record = {"event": "backfill", **names(state), "count": count, "of": len(instants)}
-        return Outcome(code, data, record=None if dry_run else record)
+        return RequestOutcome(code, data, record=None if dry_run else record)
 
     def _as_data(self, state: EntryState, each: BackfillInstant) -> dict[str, Any]:
         return {
@@ -131,11 +131,11 @@ class BackfillHandler:
 
     def _assessed(self, request: Request, state: EntryState) -> Generator[bool, None, list[BackfillInstant]]:
         if state.entry.recurrence is None:
-            raise Refused(ReplyCode.NO_PAST_INSTANTS, entry=state.label)
+            raise RequestRefused(ReplyCode.NO_PAST_INSTANTS, entry=state.label)
         since, until = _instant_argument(request, "from"), _instant_argument(request, "to")
         found = list(islice(due_between(state.entry.recurrence, state.position, since, until), BACKFILL_LIMIT + 1))
         if len(found) > BACKFILL_LIMIT:
-            raise Refused(ReplyCode.TOO_MANY_INSTANTS, limit=BACKFILL_LIMIT)
+            raise RequestRefused(ReplyCode.TOO_MANY_INSTANTS, limit=BACKFILL_LIMIT)
         if not found:
             return []
         # Fixed now, because the pages lack what the schedule enqueues during the search.
@@ -192,5 +192,5 @@ def _outcome_of(answer: Answer) -> tuple[BackfillOutcome, str]:
 def _instant_argument(request: Request, name: str) -> datetime:
     micros = request.args.get(name)
     if not isinstance(micros, int):
-        raise Refused(ReplyCode.INVALID_ARGUMENT, argument=name)
+        raise RequestRefused(ReplyCode.INVALID_ARGUMENT, argument=name)
     return from_micros(micros)

@@ -24,7 +24,7 @@ from ha_beat.leader.enqueuer import Enqueuer
 from ha_beat.leader.pause import PauseState
 from ha_beat.leader.planner import ScheduleSource
 from ha_beat.leader.requests.backfill import BackfillHandler
-from ha_beat.leader.requests.outcome import Handler, NotReady, Outcome, Refused, Steps, request_record
+from ha_beat.leader.requests.outcome import Handler, NotReady, RequestOutcome, RequestRefused, Steps, request_record
 from ha_beat.leader.requests.pause_control import PauseControl
 from ha_beat.leader.requests.report import LeaderReport
 from ha_beat.leader.requests.requested_messages import RequestedMessages, RunHandler
@@ -57,7 +57,7 @@ class _Progress:
     work: Steps | None = None
     #: Outcome of a request that sent messages, until its answer is written. Carrying such a request out again would not
     #: yield the same answer.
-    unanswered: Outcome | None = None
+    unanswered: RequestOutcome | None = None
 
 
 class RequestHandler:
@@ -180,14 +180,14 @@ class RequestHandler:
         except (StoreError, FencedOff):
             raise
         except Exception as exc:
-            self._answer(term, request, progress, Outcome(ReplyCode.FAILED, {"detail": exception_line(exc)}))
+            self._answer(term, request, progress, RequestOutcome(ReplyCode.FAILED, {"detail": exception_line(exc)}))
         return True
 
-    def _attempt(self, term: Term, request: Request, progress: _Progress, budget: Budget) -> Outcome | None:
+    def _attempt(self, term: Term, request: Request, progress: _Progress, budget: Budget) -> RequestOutcome | None:
         """Carry out a request, and count the attempt first. Return ``None`` if it goes on in the next turn."""
         if not progress.counted:
             if request.attempts >= MOST_ATTEMPTS:
-                return Outcome(ReplyCode.ENDED_TERMS, {"terms": request.attempts})
+                return RequestOutcome(ReplyCode.ENDED_TERMS, {"terms": request.attempts})
             counted = self._requests.count_attempt(term, request.id)
             if isinstance(counted, TermEnd):
                 raise FencedOff(counted)
@@ -204,25 +204,25 @@ class RequestHandler:
                 self._requests.count_attempt(term, request.id, -1)
             raise
 
-    def _outcome(self, term: Term, request: Request, progress: _Progress, budget: Budget) -> Outcome | None:
+    def _outcome(self, term: Term, request: Request, progress: _Progress, budget: Budget) -> RequestOutcome | None:
         handler = self._handlers.get(request.kind)
         if handler is None:
-            return Outcome(ReplyCode.UNKNOWN_REQUEST)
+            return RequestOutcome(ReplyCode.UNKNOWN_REQUEST)
         try:
             if progress.work is None:
                 begun = handler(term, request)
-                if isinstance(begun, Outcome):
+                if isinstance(begun, RequestOutcome):
                     return begun
                 progress.work = begun
             return self._continue_work(progress.work, budget)
-        except Refused as refused:
+        except RequestRefused as refused:
             progress.work = None
             return refused.outcome
         except BaseException:
             progress.work = None
             raise
 
-    def _continue_work(self, work: Steps, budget: Budget) -> Outcome | None:
+    def _continue_work(self, work: Steps, budget: Budget) -> RequestOutcome | None:
         """Take steps until the work is done or the budget spent. Return ``None`` if it goes on in the next turn."""
         try:
             while True:
@@ -231,10 +231,10 @@ class RequestHandler:
                 if budget.spent or self._waits:
                     return None
         except StopIteration as finished:
-            outcome: Outcome = finished.value
+            outcome: RequestOutcome = finished.value
             return outcome
 
-    def _answer(self, term: Term, request: Request, progress: _Progress, outcome: Outcome) -> None:
+    def _answer(self, term: Term, request: Request, progress: _Progress, outcome: RequestOutcome) -> None:
         if request.kind in _NEED_THE_BROKER:
             progress.unanswered = outcome
         reply = Reply(outcome.code, outcome.data, term.holder, term.epoch)
@@ -275,12 +275,12 @@ def build_request_handler(
     pauses = PauseControl(pause, requests, shadow, enqueuer, emit)
     report = LeaderReport(enqueuer, pause)
 
-    def step_down(term: Term, request: Request) -> Outcome:
+    def step_down(term: Term, request: Request) -> RequestOutcome:
         preferred = str(request.args.get("to") or "")
         if preferred == term.holder:
-            raise Refused(ReplyCode.ALREADY_LEADER, replica=preferred)
+            raise RequestRefused(ReplyCode.ALREADY_LEADER, replica=preferred)
         # The answer is written first, because this replica cannot write it after the end of its term.
-        return Outcome(
+        return RequestOutcome(
             ReplyCode.STEPPING_DOWN,
             {"replica": term.holder, "epoch": term.epoch},
             then=lambda: leader.step_down(TermEnd.STEP_DOWN, detail=request.by, preferred=preferred),

@@ -19,7 +19,7 @@ from ha_beat.suggest import nearest
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RequestOutcome:
     """Reply to a request. The script that writes it also writes ``record`` to the journal and ``change`` to the ledger.
 
     ``then`` is called after that.
@@ -32,12 +32,12 @@ class Outcome:
     then: Callable[[], None] | None = None
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """Refusal of a request. The leader answers with the code and the data."""
 
     def __init__(self, code: ReplyCode, **data: Any) -> None:
         super().__init__(code)
-        self.outcome = Outcome(code, data)
+        self.outcome = RequestOutcome(code, data)
 
 
 class NotReady(Exception):
@@ -46,10 +46,10 @@ class NotReady(Exception):
 
 #: Work on a request that may take long. It yields after each piece, ``True`` if it waits for a message's arguments, and
 #: returns the outcome.
-Steps = Generator[bool, None, Outcome]
+Steps = Generator[bool, None, RequestOutcome]
 
 #: Callable that carries out requests of one kind, in one call or in steps.
-Handler = Callable[[Term, Request], Outcome | Steps]
+Handler = Callable[[Term, Request], RequestOutcome | Steps]
 
 
 def request_record(term: Term, request: Request, now: datetime, content: Mapping[str, Any]) -> str:
@@ -75,7 +75,7 @@ def find_entry(queue: DueQueue, request: Request) -> EntryState:
     """Return the entry that a request names by its id or, if it is unique, by its name.
 
     Raises:
-        Refused: there is no such entry.
+        RequestRefused: there is no such entry.
     """
     name = str(request.args.get("entry") or "")
     state = queue.get(name)
@@ -85,4 +85,4 @@ def find_entry(queue: DueQueue, request: Request) -> EntryState:
     if len(named) == 1:
         return named[0]
     known = sorted({printable(state.entry.celery_entry.name) for state in queue.entries()})
-    raise Refused(ReplyCode.NO_SUCH_ENTRY, entry=name, nearest=nearest(name, known), entries=len(known))
+    raise RequestRefused(ReplyCode.NO_SUCH_ENTRY, entry=name, nearest=nearest(name, known), entries=len(known))

@@ -8,7 +8,7 @@ from ha_beat import events
 from ha_beat.clock import to_ms
 from ha_beat.leader.enqueuer import Enqueuer
 from ha_beat.leader.pause import PauseState
-from ha_beat.leader.requests.outcome import Outcome, Refused, find_entry
+from ha_beat.leader.requests.outcome import RequestOutcome, RequestRefused, find_entry
 from ha_beat.reasons import ReplyCode
 from ha_beat.store import entry_pauses
 from ha_beat.store.cluster_pause import Pause
@@ -58,11 +58,11 @@ class PauseControl:
         elif pause is None and was_in_force:
             self._enqueuer.reload()
 
-    def pause(self, term: Term, request: Request) -> Outcome:
+    def pause(self, term: Term, request: Request) -> RequestOutcome:
         """Pause the cluster."""
         current = self._state.current
         if current is not None:
-            raise Refused(ReplyCode.ALREADY_PAUSED, **current.as_data())
+            raise RequestRefused(ReplyCode.ALREADY_PAUSED, **current.as_data())
         pause = Pause(self._now_ms(), request.by, str(request.args.get("reason") or ""))
         # If the reply is lost, Redis knows the outcome.
         self._state.invalidate()
@@ -71,7 +71,7 @@ class PauseControl:
             self._state.set(term, pause, self._state.entries, self._shadow)
             self._emit(events.Paused(pause.since, pause.by, pause.reason, found=False))
 
-        return Outcome(
+        return RequestOutcome(
             ReplyCode.PAUSED,
             pause.as_data(),
             record={"event": ReplyCode.PAUSED, "why": pause.reason},
@@ -79,11 +79,11 @@ class PauseControl:
             then=then,
         )
 
-    def resume(self, term: Term, request: Request) -> Outcome:
+    def resume(self, term: Term, request: Request) -> RequestOutcome:
         """End the pause of the cluster. The ledger is read again, so that missed instants get their verdict."""
         pause = self._state.current
         if pause is None:
-            raise Refused(ReplyCode.NOT_PAUSED)
+            raise RequestRefused(ReplyCode.NOT_PAUSED)
         self._state.invalidate()
 
         def then() -> None:
@@ -91,7 +91,7 @@ class PauseControl:
             self._enqueuer.reload()
             self._emit(events.Resumed(request.by, (self._now_ms() - pause.since_ms) / 1000))
 
-        return Outcome(
+        return RequestOutcome(
             ReplyCode.RESUMED,
             {"was": pause.as_data()},
             record={"event": ReplyCode.RESUMED},
@@ -99,34 +99,34 @@ class PauseControl:
             then=then,
         )
 
-    def pause_entry(self, term: Term, request: Request) -> Outcome:
+    def pause_entry(self, term: Term, request: Request) -> RequestOutcome:
         """Pause an entry: its occurrences are skipped until it is resumed."""
         entry = find_entry(self._enqueuer.due_queue, request)
         known = self._state.entries.get(entry.id)
         if known is not None and known.in_force:
-            raise Refused(ReplyCode.ENTRY_ALREADY_PAUSED, entry=entry.id, **known.as_data())
+            raise RequestRefused(ReplyCode.ENTRY_ALREADY_PAUSED, entry=entry.id, **known.as_data())
         pause = EntryPause(entry.label, self._now_ms(), request.by, str(request.args.get("reason") or ""))
         return self._change_entry(term, entry.id, pause, ReplyCode.ENTRY_PAUSED)
 
-    def resume_entry(self, term: Term, request: Request) -> Outcome:
+    def resume_entry(self, term: Term, request: Request) -> RequestOutcome:
         """End the pause of an entry, even if the entry has left the schedule."""
         name = str(request.args.get("entry") or "")
         named = [each for each, pause in self._state.entries.items() if pause.in_force and name in (each, pause.name)]
         entry = named[0] if len(named) == 1 else find_entry(self._enqueuer.due_queue, request).id
         pause = self._state.entries.get(entry)
         if pause is None or not pause.in_force:
-            raise Refused(ReplyCode.ENTRY_NOT_PAUSED, entry=entry, name=name)
+            raise RequestRefused(ReplyCode.ENTRY_NOT_PAUSED, entry=entry, name=name)
         # An instant that is due now has its verdict only later, perhaps under another leader.
         return self._change_entry(term, entry, pause.ended(self._now_ms()), ReplyCode.ENTRY_RESUMED)
 
-    def _change_entry(self, term: Term, entry: str, pause: EntryPause, code: ReplyCode) -> Outcome:
+    def _change_entry(self, term: Term, entry: str, pause: EntryPause, code: ReplyCode) -> RequestOutcome:
         entries: Mapping[str, EntryPause] = {
             **{each: known for each, known in self._state.entries.items() if self._is_needed(each, known)},
             entry: pause,
         }
         # If the reply is lost, Redis knows the outcome.
         self._state.invalidate()
-        return Outcome(
+        return RequestOutcome(
             code,
             {"entry": entry, **pause.as_data()},
             record={"event": code, "entry": entry, "name": pause.name, "why": pause.reason},

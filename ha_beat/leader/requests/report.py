@@ -11,7 +11,7 @@ from ha_beat.clock import to_ms
 from ha_beat.exception_text import printable
 from ha_beat.leader.enqueuer import Enqueuer
 from ha_beat.leader.pause import PauseState
-from ha_beat.leader.requests.outcome import Outcome, find_entry
+from ha_beat.leader.requests.outcome import RequestOutcome, find_entry
 from ha_beat.reasons import ReplyCode
 from ha_beat.store.lease import Term
 from ha_beat.store.request_queue import Request
@@ -50,7 +50,7 @@ class LeaderReport:
             case _:
                 pass
 
-    def report(self, _term: Term, _request: Request) -> Outcome:
+    def report(self, _term: Term, _request: Request) -> RequestOutcome:
         """Return the state of the schedule. Ages are in seconds."""
         now, queue = self._enqueuer.now(), self._enqueuer.due_queue
         overdue = [
@@ -59,7 +59,7 @@ class LeaderReport:
             if state.entry.recurrence is not None and state.sends_at is not None and state.sends_at < now
         ]
         pause = self._pause.current
-        return Outcome(
+        return RequestOutcome(
             ReplyCode.REPORT,
             {
                 "dispatch": self._path,
@@ -73,9 +73,9 @@ class LeaderReport:
             },
         )
 
-    def next(self, _term: Term, request: Request) -> Outcome:
+    def next(self, _term: Term, request: Request) -> RequestOutcome:
         """Return the upcoming entries, or the one that the request names."""
-        return Outcome(ReplyCode.ENTRIES, {"entries": list(self._upcoming(request))})
+        return RequestOutcome(ReplyCode.ENTRIES, {"entries": list(self._upcoming(request))})
 
     def _upcoming(self, request: Request) -> Iterator[dict[str, Any]]:
         limit = min(int(request.args.get("limit") or 20), _LISTED)

@@ -16,7 +16,7 @@ from ha_beat.leader.batches.batch_builder import BATCH_CHARACTERS
 from ha_beat.leader.batches.slow_arguments import SlowArguments
 from ha_beat.leader.enqueuer import Enqueuer
 from ha_beat.leader.entry import EntryState
-from ha_beat.leader.requests.outcome import NotReady, Outcome, Refused, find_entry, names, request_record
+from ha_beat.leader.requests.outcome import NotReady, RequestOutcome, RequestRefused, find_entry, names, request_record
 from ha_beat.reasons import AnswerKind, MessageKind, ReplyCode, Verdict
 from ha_beat.schedule.occurrence import Occurrence
 from ha_beat.store.lease import Term
@@ -208,20 +208,20 @@ class RunHandler:
         self._messages = messages
         self._pace = pace
 
-    def __call__(self, term: Term, request: Request) -> Outcome:
+    def __call__(self, term: Term, request: Request) -> RequestOutcome:
         """Carry out the request."""
         messages, task_id = self._messages, request.task_id()
         state = messages.entry(request)
         data = {"entry": state.label, "task": state.entry.task, "task_id": task_id}
         if messages.begun_before(request):
-            return Outcome(ReplyCode.SENT_EARLIER, data)
+            return RequestOutcome(ReplyCode.SENT_EARLIER, data)
         order, step = Order(term, request, state, MessageKind.MANUAL), Step(1, messages.now(), task_id)
         answers = messages.send(order, [step], self._pace.begin())
         if not answers:
             raise NotReady
         answer = answers[0]
         if answer.kind in SENT:
-            return Outcome(ReplyCode.SENT, data)
+            return RequestOutcome(ReplyCode.SENT, data)
         match answer.kind:
             case AnswerKind.WITHDRAWN:
                 code = ReplyCode.WITHDRAWN
@@ -229,4 +229,4 @@ class RunHandler:
                 code = ReplyCode.UNCERTAIN
             case _:
                 code = ReplyCode.NOT_SENT
-        raise Refused(code, **data, detail=answer.detail or answer.kind)
+        raise RequestRefused(code, **data, detail=answer.detail or answer.kind)
