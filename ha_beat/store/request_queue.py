@@ -208,7 +208,7 @@ class Requests:
 
     # --- The leader
 
-    def progress(self, request_id: str) -> int:
+    def last_step(self, request_id: str) -> int:
         """Return the number of the last step of a waiting request that was begun, or 0."""
         return whole(self._get(lambda client: client.hget(self._keys.progress, request_id)))
 

@@ -48,8 +48,8 @@ _RETRY = 0.25
 
 
 @dataclass(slots=True)
-class _Progress:
-    """Progress of one request in this term."""
+class _BegunRequest:
+    """State of a request that this term has begun."""
 
     #: True if this term has counted its attempt at the request.
     counted: bool = False
@@ -84,7 +84,7 @@ class RequestHandler:
         self._nonce = ""
         self._retry_at = 0.0
         #: Waiting requests that this term has begun, by id.
-        self._begun: dict[str, _Progress] = {}
+        self._begun: dict[str, _BegunRequest] = {}
         #: True if requests may be pending.
         self._requests_pending = False
         #: True if nothing can be done for the waiting requests until the arguments of a message are computed.
@@ -164,62 +164,62 @@ class RequestHandler:
                 waiting.append(request)
         ids = {request.id for request in waiting}
         self._messages.keep(ids)
-        self._begun = {name: progress for name, progress in self._begun.items() if name in ids}
-        working = {name for name, progress in self._begun.items() if progress.work is not None}
+        self._begun = {name: begun for name, begun in self._begun.items() if name in ids}
+        working = {name for name, begun in self._begun.items() if begun.work is not None}
         return sorted(waiting, key=lambda request: (request.kind is RequestKind.BACKFILL, request.id not in working))
 
     def _handle(self, term: Term, request: Request, budget: Budget) -> bool:
         """Carry out a request and answer it. Return False if it goes on in the next turn."""
-        progress = self._begun.setdefault(request.id, _Progress())
+        begun = self._begun.setdefault(request.id, _BegunRequest())
         try:
-            outcome = progress.unanswered  # guard: reply-repeated
-            outcome = outcome or self._attempt(term, request, progress, budget)
+            outcome = begun.unanswered  # guard: reply-repeated
+            outcome = outcome or self._attempt(term, request, begun, budget)
             if outcome is None:
                 return False
-            self._answer(term, request, progress, outcome)
+            self._answer(term, request, begun, outcome)
         except (StoreError, FencedOff):
             raise
         except Exception as exc:
-            self._answer(term, request, progress, RequestOutcome(ReplyCode.FAILED, {"detail": exception_line(exc)}))
+            self._answer(term, request, begun, RequestOutcome(ReplyCode.FAILED, {"detail": exception_line(exc)}))
         return True
 
-    def _attempt(self, term: Term, request: Request, progress: _Progress, budget: Budget) -> RequestOutcome | None:
+    def _attempt(self, term: Term, request: Request, begun: _BegunRequest, budget: Budget) -> RequestOutcome | None:
         """Carry out a request, and count the attempt first. Return ``None`` if it goes on in the next turn."""
-        if not progress.counted:
+        if not begun.counted:
             if request.attempts >= MOST_ATTEMPTS:
                 return RequestOutcome(ReplyCode.ENDED_TERMS, {"terms": request.attempts})
             counted = self._requests.count_attempt(term, request.id)
             if isinstance(counted, TermEnd):
                 raise FencedOff(counted)
-            progress.counted = True
+            begun.counted = True
         try:
-            return self._outcome(term, request, progress, budget)
+            return self._outcome(term, request, begun, budget)
         except NotReady:
             self._waits = True
             return None
         except StoreError:
             # The term goes on: the request is not at fault for an unreachable Redis or broker.
-            progress.counted = False
+            begun.counted = False
             with suppress(StoreError):
                 self._requests.count_attempt(term, request.id, -1)
             raise
 
-    def _outcome(self, term: Term, request: Request, progress: _Progress, budget: Budget) -> RequestOutcome | None:
+    def _outcome(self, term: Term, request: Request, begun: _BegunRequest, budget: Budget) -> RequestOutcome | None:
         handler = self._handlers.get(request.kind)
         if handler is None:
             return RequestOutcome(ReplyCode.UNKNOWN_REQUEST)
         try:
-            if progress.work is None:
-                begun = handler(term, request)
-                if isinstance(begun, RequestOutcome):
-                    return begun
-                progress.work = begun
-            return self._continue_work(progress.work, budget)
+            if begun.work is None:
+                work = handler(term, request)
+                if isinstance(work, RequestOutcome):
+                    return work
+                begun.work = work
+            return self._continue_work(begun.work, budget)
         except RequestRefused as refused:
-            progress.work = None
+            begun.work = None
             return refused.outcome
         except BaseException:
-            progress.work = None
+            begun.work = None
             raise
 
     def _continue_work(self, work: Steps, budget: Budget) -> RequestOutcome | None:
@@ -234,9 +234,9 @@ class RequestHandler:
             outcome: RequestOutcome = finished.value
             return outcome
 
-    def _answer(self, term: Term, request: Request, progress: _Progress, outcome: RequestOutcome) -> None:
+    def _answer(self, term: Term, request: Request, begun: _BegunRequest, outcome: RequestOutcome) -> None:
         if request.kind in _NEED_THE_BROKER:
-            progress.unanswered = outcome
+            begun.unanswered = outcome
         reply = Reply(outcome.code, outcome.data, term.holder, term.epoch)
         record = ""
         if outcome.record is not None:

@@ -84,7 +84,7 @@ class RequestedMessages:
     def begun_before(self, request: Request) -> int:
         """Return the number of the last step that an earlier leader began, or 0. It must not be sent again."""
         if request.id not in self._begun_before:
-            self._begun_before[request.id] = self._requests.progress(request.id)
+            self._begun_before[request.id] = self._requests.last_step(request.id)
         return self._begun_before[request.id]
 
     def forget(self, request_id: str) -> None:
