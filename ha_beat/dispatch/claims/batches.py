@@ -9,7 +9,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 
 from ha_beat import failpoints
 from ha_beat.budget import Budget, Pace
-from ha_beat.dispatch.claims.claim import Claim, State, new_claim
+from ha_beat.dispatch.claims.claim import Claim, ClaimState, new_claim
 from ha_beat.dispatch.claims.own_claims import OwnClaims
 from ha_beat.dispatch.claims.sender import ClaimSender
 from ha_beat.dispatch.claims.store import ClaimStore
@@ -65,7 +65,7 @@ class ClaimBatches:
     def drop_refused(self, operations: Sequence[Operation]) -> bool:
         """Drop a batch that was refused. Return False if a part of it may have been carried out."""
         keys = {operation.key for operation in operations} & self._claims.keys()
-        if self._partly_answered or any(self._claims[key].state is not State.WRITING for key in keys):
+        if self._partly_answered or any(self._claims[key].state is not ClaimState.WRITING for key in keys):
             return False
         for key in keys:
             del self._claims[key]

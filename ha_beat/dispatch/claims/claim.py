@@ -39,7 +39,7 @@ from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
 
 
-class State(Enum):
+class ClaimState(Enum):
     """State of a claim."""
 
     WRITING = auto()
@@ -72,7 +72,7 @@ class Claim(NamedTuple):
     json: str
     row: str
     replaces_open: bool = False
-    state: State = State.WRITING
+    state: ClaimState = ClaimState.WRITING
     outcome: PublishOutcome | None = None
     reason: UncertainReason = UncertainReason.NO_ANSWER
     detail: str = ""
@@ -84,55 +84,55 @@ class Claim(NamedTuple):
 
     @property
     def must_be_written(self) -> bool:
-        return self.state is State.WRITING or self.state is State.REWRITING
+        return self.state is ClaimState.WRITING or self.state is ClaimState.REWRITING
 
     @property
     def accepted(self) -> bool:
         """True if the broker has the message and the store does not know it yet."""
-        return self.state is State.PUBLISHED and self.outcome is PublishOutcome.ACCEPTED
+        return self.state is ClaimState.PUBLISHED and self.outcome is PublishOutcome.ACCEPTED
 
     # --- Events
 
     def write_repeated(self) -> Claim:
         """Record that the claim is about to be written once more, because its first write was not answered."""
-        return self._replace(state=State.REWRITING) if self.state is State.WRITING else self
+        return self._replace(state=ClaimState.REWRITING) if self.state is ClaimState.WRITING else self
 
     def write_answered(self, answer: Answer) -> Claim:
         """Record the store's answer to the write. ``mine`` to a first write means a claim of another process."""
         if not self.must_be_written:
             return self
-        ours = answer.kind is AnswerKind.MINE and self.state is State.REWRITING  # guard: claim-tried
+        ours = answer.kind is AnswerKind.MINE and self.state is ClaimState.REWRITING  # guard: claim-tried
         if ours or answer.kind is AnswerKind.DONE:
-            return self._replace(state=State.OPEN)
-        return self._replace(state=State.ANSWERED, answer=answer)
+            return self._replace(state=ClaimState.OPEN)
+        return self._replace(state=ClaimState.ANSWERED, answer=answer)
 
     def publish_begun(self) -> Claim:
         """Record that the message is about to be sent. If an earlier send was interrupted, the outcome is unknown."""
         match self.state:
-            case State.OPEN:
-                return self._replace(state=State.PUBLISHING)
-            case State.PUBLISHING:
+            case ClaimState.OPEN:
+                return self._replace(state=ClaimState.PUBLISHING)
+            case ClaimState.PUBLISHING:
                 return self.published(PublishOutcome.UNKNOWN)._replace(reason=UncertainReason.INTERRUPTED)
             case _:
                 return self
 
     def published(self, outcome: PublishOutcome, detail: str = "") -> Claim:
         """Record the outcome of the publish."""
-        if self.state is not State.PUBLISHING:
+        if self.state is not ClaimState.PUBLISHING:
             return self
-        return self._replace(state=State.PUBLISHED, outcome=outcome, detail=detail)
+        return self._replace(state=ClaimState.PUBLISHED, outcome=outcome, detail=detail)
 
     def publish_abandoned(self, detail: str) -> Claim:
         """Record that the message will not be sent. A claim whose message may be on its way stays unchanged."""
-        if not self.must_be_written and self.state is not State.OPEN:
+        if not self.must_be_written and self.state is not ClaimState.OPEN:
             return self
-        return self._replace(state=State.PUBLISHED, outcome=PublishOutcome.UNSENT, detail=detail)
+        return self._replace(state=ClaimState.PUBLISHED, outcome=PublishOutcome.UNSENT, detail=detail)
 
     def resolved(self) -> Claim:
         """Record that the store has the resolution of a published claim."""
-        if self.state is not State.PUBLISHED:
+        if self.state is not ClaimState.PUBLISHED:
             return self
-        return self._replace(state=State.ANSWERED, answer=self._answer())
+        return self._replace(state=ClaimState.ANSWERED, answer=self._answer())
 
     # --- Resolution of a published claim
 

@@ -9,7 +9,7 @@ from ha_beat.budget import Budget
 from ha_beat.clock import Clock
 from ha_beat.dispatch.brokers.adapter import Delivery, Sent
 from ha_beat.dispatch.brokers.publisher import Publisher
-from ha_beat.dispatch.claims.claim import Claim, State
+from ha_beat.dispatch.claims.claim import Claim, ClaimState
 from ha_beat.dispatch.claims.send_rate import SendRate
 from ha_beat.dispatch.lease_marker import LeaseMarker
 from ha_beat.dispatch.protocol import Operation
@@ -50,7 +50,7 @@ class ClaimSender:
             FencedOff: another store's leader is at work.
         """
         self.obstacle, self.unavailable = None, ""
-        sent = {State.PUBLISHED, State.ANSWERED}
+        sent = {ClaimState.PUBLISHED, ClaimState.ANSWERED}
         keys = [operation.key for operation in operations if operation.message is not None]
         if all(key in self._claims and self._claims[key].state in sent for key in keys):
             return
@@ -97,7 +97,7 @@ class ClaimSender:
     def _send_one(self, term: Term, key: str, budget: Budget) -> None:
         claim = self._claims[key]
         message, alone = claim.operation.message, True
-        if claim.state is State.OPEN:
+        if claim.state is ClaimState.OPEN:
             obstacle = self.unavailable
             if not obstacle and message is not None:
                 alone = self._publisher.wait_if_alone(message, budget.item_done)
@@ -109,7 +109,7 @@ class ClaimSender:
                 return
             failpoints.reach("before publish")
         claim = self._claims[key] = self._claims[key].publish_begun()
-        if claim.state is not State.PUBLISHING or message is None:
+        if claim.state is not ClaimState.PUBLISHING or message is None:
             return
         delivery = self._deliveries[key] = Delivery()
         try:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ha_beat.dispatch.claims.claim import Claim, Resolution, State
+from ha_beat.dispatch.claims.claim import Claim, ClaimState, Resolution
 from ha_beat.dispatch.claims.rows import raw, skipped_record, uncertain_record, uncertain_row
 from ha_beat.dispatch.protocol import OpenClaim
 from ha_beat.store.ledger import LedgerRow
@@ -49,7 +49,7 @@ def resolving_updates(claims: Iterable[Claim], *, in_term: bool = False) -> list
 
     ``in_term``: all updates are fenced, so that no newer term has changed a row.
     """
-    published = (claim for claim in claims if claim.state is State.PUBLISHED)
+    published = (claim for claim in claims if claim.state is ClaimState.PUBLISHED)
     return [_update(claim, in_term) for claim in published if claim.resolution is not Resolution.KEEP_OPEN]
 
 
@@ -63,7 +63,7 @@ def late_updates(claims: Iterable[Claim]) -> list[Update]:
         last = claim.publish_abandoned("")
         if last.accepted:
             updates.append(_update(last, in_term=False))
-        elif last.state is State.PUBLISHED and last.resolution is Resolution.TAKE_BACK:
+        elif last.state is ClaimState.PUBLISHED and last.resolution is Resolution.TAKE_BACK:
             updates.append(Update(claim.key, claim.json, UNSENT, claim.operation.entry, "", (), ()))
     return updates
 

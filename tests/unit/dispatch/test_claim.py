@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from ha_beat.dispatch import Answer, OpenClaim, Operation
-from ha_beat.dispatch.claims.claim import Claim, Resolution, State, new_claim
+from ha_beat.dispatch.claims.claim import Claim, ClaimState, Resolution, new_claim
 from ha_beat.dispatch.claims.rows import uncertain_record
 from ha_beat.dispatch.claims.store import parse_claim
 from ha_beat.dispatch.claims.updates import Update, resolving_updates, take_back_updates, uncertain_update
@@ -74,7 +74,7 @@ def test_claimed_row_is_the_final_row_with_another_verdict():
 def test_existing_claim_is_ours_only_after_a_lost_reply(writes: int, answer: Answer, is_open: tuple[int, ...]):
     """``is_open``: the number of writes after which the claim is open."""
     claim = begun(writes).write_answered(answer)
-    assert claim.state is (State.OPEN if writes in is_open else State.ANSWERED)
+    assert claim.state is (ClaimState.OPEN if writes in is_open else ClaimState.ANSWERED)
     assert claim.answer == (None if writes in is_open else answer)
 
 
@@ -87,7 +87,7 @@ def test_claim_is_written_until_the_store_has_answered():
 
 def test_interrupted_publish_is_unknown_and_not_repeated():
     claim = opened(new()).publish_begun().publish_begun()
-    assert (claim.state, claim.outcome) == (State.PUBLISHED, UNKNOWN)
+    assert (claim.state, claim.outcome) == (ClaimState.PUBLISHED, UNKNOWN)
     assert claim.reason is UncertainReason.INTERRUPTED
 
 
