@@ -8,7 +8,7 @@ from enum import StrEnum
 
 import h11
 
-from ha_beat.monitoring.http.routes import Answer, Site, problem
+from ha_beat.monitoring.http.routes import HttpAnswer, Site, problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Limits:
     requests: int = 10_000
 
 
-class State(StrEnum):
+class ConnectionState(StrEnum):
     """State of a connection. Its value names the limit of its duration in :class:`Limits`."""
 
     #: The client sends the head of a request.
@@ -54,24 +54,24 @@ class ConnectionPool:
     def __init__(self, site: Site, limits: Limits) -> None:
         self.site = site
         self.limits = limits
-        self.open: dict[Connection, None] = {}
-        self.streams: dict[Connection, None] = {}
+        self.open: dict[HttpConnection, None] = {}
+        self.streams: dict[HttpConnection, None] = {}
 
-    def admit(self, connection: Connection) -> None:
+    def admit(self, connection: HttpConnection) -> None:
         """Add a connection. If there are too many, abort the one that has been idle longest, else the oldest."""
         self.open[connection] = None
         if len(self.open) > self.limits.connections:
             idle = [each for each in self.open if each.idle and each is not connection]
             (min(idle, key=lambda each: each.since) if idle else next(iter(self.open))).abort()
 
-    def admit_stream(self, connection: Connection) -> bool:
+    def admit_stream(self, connection: HttpConnection) -> bool:
         """Add a stream. Return False if there are too many."""
         if len(self.streams) >= self.limits.streams:
             return False
         self.streams[connection] = None
         return True
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: HttpConnection) -> None:
         self.open.pop(connection, None)
         self.streams.pop(connection, None)
 
@@ -91,7 +91,7 @@ class ConnectionPool:
             connection.abort()
 
 
-class Connection(asyncio.Protocol):
+class HttpConnection(asyncio.Protocol):
     """Connection of one client. It has more than 15 methods, because six are callbacks of asyncio.
 
     ``since``, the beginning of the state, and ``deadline`` are on the loop's clock.
@@ -106,7 +106,7 @@ class Connection(asyncio.Protocol):
         #: True while the client has too many answers to read.
         self._paused = False
         self._served = 0
-        self._enter(State.HEAD)
+        self._enter(ConnectionState.HEAD)
 
     # --- Callbacks of asyncio
 
@@ -124,8 +124,8 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._ending:
             return
-        if self.state is State.IDLE:
-            self._enter(State.HEAD)
+        if self.state is ConnectionState.IDLE:
+            self._enter(ConnectionState.HEAD)
         try:
             self._http.receive_data(data)
         except RuntimeError:
@@ -145,7 +145,7 @@ class Connection(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
         if not self._ending:
-            self._enter(State.IDLE)
+            self._enter(ConnectionState.IDLE)
             self._answer_requests()
 
     def abort(self) -> None:
@@ -168,14 +168,14 @@ class Connection(asyncio.Protocol):
     @property
     def idle(self) -> bool:
         """True if no answer is under way."""
-        return self.state not in {State.TAKING, State.STREAMING}
+        return self.state not in {ConnectionState.TAKING, ConnectionState.STREAMING}
 
     @property
     def _ending(self) -> bool:
         """True if no further request is answered."""
-        return self.state in {State.STREAMING, State.LINGERING}
+        return self.state in {ConnectionState.STREAMING, ConnectionState.LINGERING}
 
-    def _enter(self, state: State) -> None:
+    def _enter(self, state: ConnectionState) -> None:
         self.state = state
         self.since = self._loop.time()
         self.deadline: float = self.since + getattr(self._limits, state)
@@ -225,11 +225,11 @@ class Connection(asyncio.Protocol):
         last = has_body or self._served >= self._limits.requests
         self._send(answer, last=last, bodyless=request.method == b"HEAD")
 
-    def _send(self, answer: Answer, *, last: bool, bodyless: bool = False) -> None:
+    def _send(self, answer: HttpAnswer, *, last: bool, bodyless: bool = False) -> None:
         transport = self._transport
         if transport is None:
             return
-        self._enter(State.TAKING)
+        self._enter(ConnectionState.TAKING)
         headers = answer.all_headers()
         if last:
             headers.append(("Connection", "close"))
@@ -240,13 +240,13 @@ class Connection(asyncio.Protocol):
         if self._http.our_state is not h11.DONE or last:
             self._close()
         elif not self._paused:
-            self._enter(State.IDLE)
+            self._enter(ConnectionState.IDLE)
 
-    def _stream(self, answer: Answer) -> None:
+    def _stream(self, answer: HttpAnswer) -> None:
         transport = self._transport
         if transport is None:
             return
-        self._enter(State.STREAMING)
+        self._enter(ConnectionState.STREAMING)
         transport.set_write_buffer_limits(high=self._limits.stream_bytes)
         head = self._http.send(h11.Response(status_code=answer.status, headers=answer.all_headers())) or b""
         transport.write(head)
@@ -265,6 +265,6 @@ class Connection(asyncio.Protocol):
         If the socket was closed while input is unread, the kernel would reset the connection, and the client could
         lose the answer.
         """
-        self._enter(State.LINGERING)
+        self._enter(ConnectionState.LINGERING)
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write_eof()

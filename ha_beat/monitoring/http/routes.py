@@ -37,7 +37,7 @@ _NOTHING = ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'non
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpAnswer:
     """Complete answer, or the beginning of a stream of updates."""
 
     status: int
@@ -58,19 +58,19 @@ class Site:
         self._status = status
         self._clock = clock
         self._kept: dict[str, tuple[float, bytes]] = {}
-        self._pages: dict[str, Callable[[], Answer]] = {
+        self._pages: dict[str, Callable[[], HttpAnswer]] = {
             "/livez": lambda: _health(why_not_live(status), "live"),
             "/readyz": lambda: _health(why_not_ready(status), "ready"),
             "/leader": self._leader,
-            "/status": lambda: Answer(200, self.status(), _JSON),
-            "/metrics": lambda: Answer(
+            "/status": lambda: HttpAnswer(200, self.status(), _JSON),
+            "/metrics": lambda: HttpAnswer(
                 200, self._fresh("/metrics", metrics), "text/plain; version=0.0.4; charset=utf-8"
             ),
             "/": _page,
-            "/events": lambda: Answer(200, b"retry: 1000\n\n", "text/event-stream", stream=True),
+            "/events": lambda: HttpAnswer(200, b"retry: 1000\n\n", "text/event-stream", stream=True),
         }
 
-    def answer(self, method: str, target: str) -> Answer:
+    def answer(self, method: str, target: str) -> HttpAnswer:
         """Return the answer to a request. Never raises."""
         path = target.partition("?")[0]
         page = self._pages.get(path)
@@ -98,7 +98,7 @@ class Site:
         except Exception:
             return b": the status could not be built\n\n"
 
-    def _leader(self) -> Answer:
+    def _leader(self) -> HttpAnswer:
         status = self._status
         term, lease = status.term, status.snapshot.lease
         body: dict[str, Any] = {"leader": term is not None, "id": status.replica.id}
@@ -106,7 +106,7 @@ class Site:
             body["epoch"] = term.epoch
         else:
             body["last_seen_leader"] = lease.holder if lease and lease.held else None
-        return Answer(503 if term is None else 200, json.dumps(body).encode() + b"\n", _JSON)
+        return HttpAnswer(503 if term is None else 200, json.dumps(body).encode() + b"\n", _JSON)
 
     def _fresh(self, name: str, make: Callable[[], bytes]) -> bytes:
         now = self._clock.elapsed()
@@ -116,22 +116,22 @@ class Site:
         return kept[1]
 
 
-def problem(status: int, text: str, *headers: tuple[str, str]) -> Answer:
-    return Answer(status, text.encode() + b"\n", headers=(_NOTHING, *headers))
+def problem(status: int, text: str, *headers: tuple[str, str]) -> HttpAnswer:
+    return HttpAnswer(status, text.encode() + b"\n", headers=(_NOTHING, *headers))
 
 
-def _health(problems: Problems, word: str) -> Answer:
+def _health(problems: Problems, word: str) -> HttpAnswer:
     if not problems:
-        return Answer(200, f"{word}\n".encode())
+        return HttpAnswer(200, f"{word}\n".encode())
     lines = [f"not {word}: {code}: {why}\n" for code, why in zip(problems, health(problems), strict=True)]
-    return Answer(503, without_secrets("".join(lines)).encode())
+    return HttpAnswer(503, without_secrets("".join(lines)).encode())
 
 
 _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 
 @cache
-def _page() -> Answer:
+def _page() -> HttpAnswer:
     """Return the page, with a policy that allows its inline script and style and nothing else."""
     html = (files("ha_beat.monitoring.http") / "page.html").read_text("utf-8")
     hashes: dict[str, list[str]] = {"script": [], "style": []}
@@ -142,4 +142,4 @@ def _page() -> Answer:
         "default-src 'none'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
         f"script-src {' '.join(hashes['script'])}; style-src {' '.join(hashes['style'])}; img-src data:"
     )
-    return Answer(200, html.encode(), "text/html; charset=utf-8", (("Content-Security-Policy", policy),))
+    return HttpAnswer(200, html.encode(), "text/html; charset=utf-8", (("Content-Security-Policy", policy),))

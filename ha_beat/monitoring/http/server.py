@@ -29,7 +29,7 @@ from ha_beat import events
 from ha_beat.clock import SystemClock
 from ha_beat.duties import Duties
 from ha_beat.monitoring.http.address import BACKLOG, Endpoint, address_text, bound_socket
-from ha_beat.monitoring.http.connection import Connection, ConnectionPool, Limits
+from ha_beat.monitoring.http.connection import ConnectionPool, HttpConnection, Limits
 from ha_beat.monitoring.http.routes import UPDATE_INTERVAL, Site
 from ha_beat.reasons import Duty, DutyFault
 from ha_beat.threads import LastingThread
@@ -129,9 +129,9 @@ class HttpServer:
                 return server
         return None
 
-    def _connect(self, loop: asyncio.AbstractEventLoop) -> Connection:
+    def _connect(self, loop: asyncio.AbstractEventLoop) -> HttpConnection:
         self._exhausted = False
-        return Connection(self.connections, loop)
+        return HttpConnection(self.connections, loop)
 
     def _log_error(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Log an error of a connection: at level DEBUG if the client caused it."""
