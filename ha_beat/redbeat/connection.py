@@ -25,7 +25,7 @@ _CLUSTER_PORT = 30001
 
 
 @dataclass(frozen=True, slots=True)
-class Keys:
+class RedBeatKeys:
     """Keys of redbeat with one prefix, and the mark that this package adds."""
 
     prefix: str
@@ -48,7 +48,7 @@ class Keys:
 
 
 @dataclass(frozen=True, slots=True)
-class Connection:
+class RedBeatConnection:
     """Factories for clients of redbeat's Redis."""
 
     client: Callable[[], Any]
@@ -58,16 +58,16 @@ class Connection:
     listener: Callable[[], Any] | None = None
 
 
-def keys_of(app: Celery) -> Keys:
+def keys_of(app: Celery) -> RedBeatKeys:
     conf = ensure_conf(app)
-    return Keys(conf.key_prefix, conf.lock_key or "")
+    return RedBeatKeys(conf.key_prefix, conf.lock_key or "")
 
 
 def url_of(app: Celery) -> str:
     return str(ensure_conf(app).redis_url)
 
 
-def connect(app: Celery, timeout: float) -> Connection:
+def connect(app: Celery, timeout: float) -> RedBeatConnection:
     """Return a connection that connects at its first use. ``timeout`` is in seconds, for each command.
 
     Raises:
@@ -80,7 +80,7 @@ def connect(app: Celery, timeout: float) -> Connection:
     if options.get("cluster") or url.startswith("redis-cluster"):
         # A hash tag keeps all keys on one node.
         scattered = not 0 <= keys.prefix.find("{") < keys.prefix.find("}") - 1
-        return Connection(_ClusterClient(url, options, timeout), scattered)
+        return RedBeatConnection(_ClusterClient(url, options, timeout), scattered)
     if url.startswith("redis-sentinel") and "sentinels" in options:
         addresses = ";".join(f"sentinel://{host}:{port}" for host, port in options["sentinels"])
         given = {"master_name": options.get("service_name", "master"), **_passed(options), **tls}
@@ -94,11 +94,11 @@ def connect(app: Celery, timeout: float) -> Connection:
     return _links(url, given, timeout, keys)
 
 
-def _links(url: str, options: Mapping[str, Any], timeout: float, keys: Keys) -> Connection:
+def _links(url: str, options: Mapping[str, Any], timeout: float, keys: RedBeatKeys) -> RedBeatConnection:
     try:
         link = link_to(url, options, timeout, keys.schedule)
         listener = link_to(url, {**options, "protocol": 2}, timeout, keys.schedule)
-        return Connection(link.client, listener=listener.client)
+        return RedBeatConnection(link.client, listener=listener.client)
     except ConfigurationError as exc:
         raise ConfigurationError(str(exc).replace("ha_beat_redis_", "redbeat_redis_")) from exc
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from redis import exceptions as redis_errors
 
-from ha_beat.redbeat.connection import Connection, Keys
+from ha_beat.redbeat.connection import RedBeatConnection, RedBeatKeys
 from ha_beat.store.redis_errors import as_store_error
 from ha_beat.store.scripts import pairs, source_of, text, whole
 
@@ -58,7 +58,7 @@ class RedBeatStore:
     Every method raises ``StoreUnavailable`` if there is no reply, ``StoreRefused`` if Redis replies with an error.
     """
 
-    def __init__(self, connection: Connection, keys: Keys) -> None:
+    def __init__(self, connection: RedBeatConnection, keys: RedBeatKeys) -> None:
         self._connection = connection
         self.keys = keys
 
