@@ -91,7 +91,7 @@ def run_of(record: Mapping[str, Any]) -> Run:
     )
 
 
-class ClusterState:
+class DemoCluster:
     """State of the replicas by the latest observation. It notes changes in the view."""
 
     def __init__(self, replicas: Sequence[Child], observer: Observer, view: View, began_s: float) -> None:

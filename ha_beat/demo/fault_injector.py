@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ha_beat.demo.app import LEASE_TTL_S
-from ha_beat.demo.cluster_state import ClusterState
+from ha_beat.demo.cluster_state import DemoCluster
 from ha_beat.demo.processes import Child
 from ha_beat.demo.tally import Fault, FaultKind
 
@@ -29,7 +29,7 @@ class _ActiveFault:
 class FaultInjector:
     """Schedule of the faults and of the restarts. Times are of the monotonic clock, in seconds."""
 
-    def __init__(self, replicas: Sequence[Child], cluster: ClusterState, seed: int | None, pause_s: float) -> None:
+    def __init__(self, replicas: Sequence[Child], cluster: DemoCluster, seed: int | None, pause_s: float) -> None:
         """``pause_s`` is the average pause between the end of a fault and the next one."""
         #: Replicas that ended, or did not end, unexpectedly.
         self.accidents = 0

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import redis
 
-from ha_beat.demo.cluster_state import ClusterState, Observer
+from ha_beat.demo.cluster_state import DemoCluster, Observer
 from ha_beat.demo.fault_injector import STOP_TIMEOUT_S, FaultInjector
 from ha_beat.demo.processes import (
     Child,
@@ -54,7 +54,7 @@ class DemoRunner:
     def __post_init__(self) -> None:
         self._began_s = self._first_message_s = time.monotonic()
         self._shown_s = 0.0
-        self._cluster: ClusterState
+        self._cluster: DemoCluster
         self._faults: FaultInjector
 
     def run(self) -> DemoState:
@@ -73,7 +73,7 @@ class DemoRunner:
             replicas = [beat_replica(number, folder, env) for number in range(1, self.replicas + 1)]
             the_worker = worker(folder, env)
             stack.callback(lambda: end([the_worker, *replicas], self._timeout(STOP_TIMEOUT_S)))
-            self._cluster = ClusterState(replicas, observer, self.view, self._began_s)
+            self._cluster = DemoCluster(replicas, observer, self.view, self._began_s)
             pause_s = min(PAUSE_BETWEEN_FAULTS_S, (self.duration_s or 60.0) / 8)
             self._faults = FaultInjector(replicas, self._cluster, self.seed, pause_s)
             self._cluster.note(f"embedded Redis at {url}; {len(replicas)} replicas and a worker are starting")
