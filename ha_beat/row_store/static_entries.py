@@ -26,6 +26,7 @@ from ha_beat.row_store.backend import DatabaseFault, Definition, RowStore, Stati
 from ha_beat.row_store.entry import UnreadableRow, misfire_headers
 from ha_beat.schedule.entry_options import KEY
 from ha_beat.store.lease import Term
+from ha_beat.store.scripts import whole
 
 logger = logging.getLogger("ha_beat")
 
@@ -71,9 +72,9 @@ class Mark(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Mark:
-        """Return the mark of a note. Missing parts are empty."""
+        """Return the mark of a note. Missing parts are empty, and a malformed time is 0."""
         written, began_ms, database = (*text.split(" "), "", "")[:3]
-        return cls(written, int(began_ms or 0), database)
+        return cls(written, whole(began_ms), database)
 
     def __str__(self) -> str:
         return " ".join(map(str, self))

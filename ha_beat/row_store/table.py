@@ -77,10 +77,12 @@ class RowTable(Table):
             entry = made[row.pk] if row.pk in made else self.entries.get(row.id)
             if entry is not None:
                 entry.update_run_state(row.last_run_at, row.total_run_count, row.date_changed)
+                if row.pk in made:
+                    entry.mark_edited(row.date_changed, checked_at, now)
+        # From here on nothing raises: the table changes as a whole or not at all.
         self._remove([*map(str, gone), *(str(pk) for pk, entry in made.items() if entry is None)])
-        for pk, entry in made.items():
+        for entry in made.values():
             if entry is not None:
-                entry.mark_edited(differing[pk].date_changed, checked_at, now)
                 self.entries[entry.id] = entry
                 self.expiries.add(entry)
         self._key_sum += sum(map(_number, made.keys() - self._definitions.keys())) - sum(map(_number, gone))

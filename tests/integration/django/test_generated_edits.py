@@ -260,6 +260,8 @@ class Simulation:
         #: Row as the leader last read it.
         self.known: Any = None
         self.expected: list[datetime] = []
+        #: Instants that fell due between an edit and the next read of a leader. They must be sent.
+        self.due_after_edit: list[datetime] = []
         self.edits_on_send: list[str] = []
         #: Number of verdicts before the last edit, if that gave the row another schedule.
         self.last_edit: int | None = None
@@ -300,8 +302,11 @@ class Simulation:
         while self.world.now < until:
             before, task = self.world.now, self.task_as_marked()
             self.world.now += TICK
+            instants = due(task, before, self.world.now)
             if self.known is not None and definition_of(self.known) == definition_of(task):
-                self.expected += due(task, before, self.world.now)
+                self.expected += instants
+            elif self.known is not None and self.replica is not None and reads_first:
+                self.due_after_edit += instants
             if self.replica is not None:
                 with frozen(self.world):
                     self.replica.tick(reads_first=reads_first)
@@ -329,6 +334,8 @@ class Simulation:
         assert len(instants) == len(set(instants)), "an occurrence was sent twice"
         missing = [instant for instant in self.expected if not world.accounts_for(instant)]
         assert not missing, f"without a verdict: {missing}"
+        unsent = set(self.due_after_edit) - set(instants)
+        assert not unsent, f"not sent although due after the edit: {sorted(unsent)}"
         early = [(instant, when) for instant, when in world.sent() if instant > when]
         assert not early, f"sent early: {early}"
 
@@ -401,6 +408,7 @@ def check(actions: list[tuple[str, Any]]) -> None:
         [("wait", 65), ("kill", None), ("wait", 65), ("edit", "disable")],
         [("edit", "expires 90"), ("wait", 65), ("kill", None), ("wait", 130)],
         [("kill", None), ("wait", 65), ("edit", "expires -30"), ("wait", 65)],
+        [("wait", 65), ("wait", 15), ("wait", 15), ("wait", 5), ("edit", "crontab */2"), ("wait", 5)],
     ],
     ids=lambda actions: ", ".join(str(value or kind) for kind, value in actions),
 )

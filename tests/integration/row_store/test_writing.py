@@ -18,12 +18,8 @@ from tests.integration.row_store.replica import Replica
 SECOND = timedelta(seconds=1)
 
 
-@pytest.fixture
-def locking_rows(rows: Any) -> Any:
-    """Rows in a database that locks single rows."""
-    if rows.store().statements.skips_locked is False:
-        pytest.skip("SQLite locks the whole database")
-    return rows
+#: SQLite locks the whole database.
+databases_that_lock_rows = pytest.mark.parametrize("rows", ["django-postgres", "sqlalchemy-postgres"], indirect=True)
 
 
 def add(rows: Any, count: int) -> list[str]:
@@ -218,9 +214,9 @@ def test_row_that_cannot_be_written_is_named_and_holds_up_no_other(rows, now):
     assert replica.late() == {}
 
 
-def test_locked_row_delays_only_its_own_run_state(locking_rows, now):
+@databases_that_lock_rows
+def test_locked_row_delays_only_its_own_run_state(rows, now):
     """A long transaction has edited this row."""
-    rows = locking_rows
     names = add(rows, 20)
     rows.add("once", one_off=True)
     replica = Replica(rows)
@@ -243,10 +239,10 @@ def test_locked_row_delays_only_its_own_run_state(locking_rows, now):
     assert replica.late() == {}
 
 
+@databases_that_lock_rows
 @pytest.mark.parametrize("locked", ["table", "marks"])
-def test_locked_table_ends_the_turns_and_is_reported(locking_rows, now, locked):
+def test_locked_table_ends_the_turns_and_is_reported(rows, now, locked):
     """A turn ends within a few seconds, so that the next one can succeed. Changes are marked in the second table."""
-    rows = locking_rows
     names = add(rows, 20)
     rows.add("once", one_off=True)
     replica = Replica(rows)
@@ -267,8 +263,8 @@ def test_locked_table_ends_the_turns_and_is_reported(locking_rows, now, locked):
     assert rows.state() == {**dict.fromkeys(names, (True, now, 1)), "once": (False, None, 0)}
 
 
-def test_writing_works_again_after_a_lost_connection(locking_rows):
-    rows = locking_rows
+@databases_that_lock_rows
+def test_writing_works_again_after_a_lost_connection(rows):
     rows.add("task", one_off=True)
     replica = Replica(rows)
     replica.finished("task")

@@ -59,3 +59,11 @@ def test_mark_is_read_as_it_was_written(text, mark):
     """Marks of earlier releases have fewer parts."""
     assert Mark.parse(text) == mark
     assert Mark.parse(str(mark)) == mark
+
+
+@pytest.mark.parametrize("text", ["", "one", "one x db", "one 1e3", "one -5 db", "one  db two"])
+def test_malformed_mark_does_not_prevent_the_start_of_a_term(text):
+    """All marks are read together: an error in one would leave all entries and all missing runs unwritten."""
+    last = Mark.parse(text)
+    assert last.began_ms == 0
+    assert Mark("two", 1, "db").needs_write(last, has_row=True)
