@@ -12,6 +12,8 @@ def test_stop_in_mid_batch_leaves_only_the_current_message_open(leader: Leader):
     def stop_at_the_fourth(number: int) -> None:
         if number == 4:
             leader.dispatcher.resolve_own(leader.term, leader.admin)
+            # Before the release, after which another leader may find the claims.
+            assert leader.journal() == ["enqueued"] * 3
             leader.store.release(leader.term, TermEnd.SHUTDOWN)
             raise SystemExit
 
@@ -31,6 +33,8 @@ def test_stop_after_the_end_of_the_term_marks_what_was_not_sent(leader: Leader):
     def stop(_: int) -> None:
         leader.successor()
         leader.dispatcher.resolve_own(leader.term, leader.admin)
+        # Not only afterwards: the process may be killed before the batch ends.
+        assert leader.claims() == {"id of one": "open", "id of two": "unsent"}
         raise SystemExit
 
     leader.publisher.before_send = stop

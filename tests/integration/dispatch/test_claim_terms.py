@@ -9,7 +9,7 @@ from ha_beat import events
 from ha_beat.dispatch import Answer, FencedOff, Operation
 from ha_beat.errors import StoreUnavailable
 from ha_beat.reasons import AnswerKind, SkipReason
-from tests.support.claim_leader import ARMED, DONE, KEYS, NO_EXCHANGE, OPEN, Leader, leave_claimed
+from tests.support.claim_leader import ARMED, DONE, KEYS, NO_EXCHANGE, OPEN, UNANSWERED, Leader, leave_claimed
 
 
 def test_claim_under_an_ended_term_is_refused(leader: Leader):
@@ -43,7 +43,7 @@ def test_ended_term_gives_up_no_claim(leader: Leader):
 
 
 def leave_unconfirmed(leader: Leader) -> Operation:
-    """Submit an operation whose message is accepted and whose confirmation fails until the faults are removed."""
+    """Submit an operation whose message is sent and whose resolution fails until the faults are removed."""
     leader.client.faults = [("resolve", "cut")] * 50
     operation = leader.operation()
     with pytest.raises(StoreUnavailable):
@@ -67,8 +67,20 @@ def test_late_confirmation_turns_uncertain_into_enqueued(leader: Leader, uncerta
         leader.submit(ARMED)
     journal = ["uncertain", "enqueued"] if uncertain else ["enqueued"]
     assert (leader.raw(), leader.claims(), leader.journal()) == (operation.row, {}, journal)
+    # Then there is nothing to write.
+    leader.client.faults = [("resolve", "cut")]
     leader.dispatcher.confirm_late()
-    assert leader.journal() == journal
+
+
+@pytest.mark.parametrize("tried", [False, True], ids=["first attempt", "after a failed attempt"])
+def test_stop_confirms_a_message_of_an_earlier_term(leader: Leader, tried: bool):
+    leave_unconfirmed(leader)
+    current = leader.lead("again")
+    if tried:
+        with pytest.raises(StoreUnavailable):
+            leader.dispatcher.confirm_late()
+    leader.dispatcher.resolve_own(current, leader.admin)
+    assert (leader.claims(), leader.journal()) == ({}, ["enqueued"])
 
 
 def test_confirmation_after_the_end_of_the_term_is_written_too(leader: Leader):
@@ -104,6 +116,28 @@ def test_unsent_claim_of_an_ended_term_is_marked(leader: Leader):
     assert new.dispatcher.take_back(new.term)
     assert (new.raw(), new.claims(), new.journal()) == ("", {}, [])
     assert not new.dispatcher.take_back(new.term)
+
+
+def test_claim_whose_write_was_not_answered_is_marked_after_the_term(leader: Leader):
+    """Its message was never sent, so the next leader need not wait for it."""
+    leader.client.faults = [("claim", "lost reply")]
+    with pytest.raises(StoreUnavailable):
+        leader.submit(leader.operation())
+    new = leader.successor()
+    leader.dispatcher.confirm_late()
+    assert leader.claims() == {"id of entry": "unsent"}
+    assert new.dispatcher.take_back(new.term)
+    assert new.submit(new.operation()) == [DONE]
+
+
+def test_claim_of_unknown_outcome_is_not_marked_as_unsent(leader: Leader):
+    """The next leader would send the message a second time."""
+    leader.publisher.outcomes = [UNANSWERED]
+    leave_unconfirmed(leader)
+    leader.successor()
+    leader.client.faults = []
+    leader.dispatcher.confirm_late()
+    assert leader.claims() == OPEN
 
 
 def test_unsent_claim_whose_row_was_replaced_has_a_verdict(leader: Leader):
