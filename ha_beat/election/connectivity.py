@@ -72,7 +72,7 @@ class Connectivity:
             self.back_at = now
 
     def acquired(self, *, server_changed: bool) -> None:
-        """Record an acquisition. If the server changed unnoticed, between two commands, contact was lost until now."""
+        """Record an acquisition. If the server changed unnoticed between two commands, the loss counts from now."""
         if server_changed and not self._loss_known:
             self.lost_at = self._clock.elapsed()
         self._loss_known = False

@@ -73,7 +73,7 @@ def _holder_goes_first(sighting: Sighting, ttl: float, now: float, timing: Timin
 
 
 def _absence_counts(state: Standby, sighting: Sighting, counted: str) -> bool:
-    """True if an empty presence channel means that the holder is gone. An outage empties the channels of live ones."""
+    """True if an empty presence channel means that the holder is gone. An outage empties all channels."""
     record = sighting.record
     if record.presence == counted:  # guard: presence-channel-seen
         return True

@@ -36,8 +36,8 @@ class TermOrigin:
 class LeaderHandle:
     """State shared by the main loop and the election thread.
 
-    One thread writes each attribute, and the other reads it as a whole or takes it out of a box. No lock is needed, so
-    the signal handler of the main thread may run at any point.
+    Each attribute is written and read as a whole, and a request is taken out of a box. No lock is needed, so the signal
+    handler of the main thread may run at any point.
     """
 
     def __init__(self, clock: Clock, wake_election: Callable[[], None] = lambda: None) -> None:
@@ -84,8 +84,11 @@ class LeaderHandle:
 
     def take_requests_pending(self) -> bool:
         """True if requests may be pending. Clears the flag."""
-        pending, self._requests_pending = self._requests_pending, False
-        return pending
+        if not self._requests_pending:
+            # Not cleared: the election thread may have set the flag since.
+            return False
+        self._requests_pending = False
+        return True
 
     def step_down(self, reason: TermEnd, *, detail: str = "", preferred: str = "") -> None:
         """Release the lease soon and let other replicas go first, above all the one with the id ``preferred``."""
@@ -118,7 +121,8 @@ class LeaderHandle:
 
     def wake(self, *, requests: bool = False) -> None:
         """Wake the main loop, because its role has changed or because ``requests`` may be pending."""
-        self._requests_pending = self._requests_pending or requests
+        if requests:
+            self._requests_pending = True
         self._changed.set()
 
     def take_step_down(self) -> StepDown | None:

@@ -23,7 +23,7 @@ _T = TypeVar("_T")
 class LeaseCommands:
     """Sender of the commands. Used by the election thread only.
 
-    Each answer is a sign that Redis is reachable, does the duty of the lease, and may tell the server's time.
+    Each answer shows that Redis is reachable and that the duty of the lease is done. Most have the server's time.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ _ENTRY = "e:"
 
 @dataclass(frozen=True, slots=True)
 class BusyEntries:
-    """Times in ms since the Unix epoch.
+    """Entries with unfinished messages. Times are in ms since the Unix epoch.
 
     ``reported_ms`` is when a worker last reported, 0 for never. ``sent_ms`` is when the newest unfinished message of
     each entry was enqueued.

@@ -171,12 +171,13 @@ class ClusterLink:
         _checked(lambda: ConnectionPool(**self._kwargs))
 
     def client(self) -> redis.Redis:
-        if self._node is None or self._doubtful:
-            self._node = self._find()
+        node = self._node
+        if node is None or self._doubtful:
+            node = self._node = self._find()
             self._doubtful = False
             # The next search starts with this node.
-            self._known = list(dict.fromkeys([self._node[0], *self._known]))
-        return self._node[1]
+            self._known = list(dict.fromkeys([node[0], *self._known]))
+        return node[1]
 
     def _find(self) -> tuple[Address, redis.Redis]:
         last: Exception | None = None

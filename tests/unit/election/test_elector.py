@@ -11,6 +11,7 @@ import pytest
 from ha_beat import events
 from ha_beat.duties import Duties
 from ha_beat.election.elector import Elector
+from ha_beat.election.leader_handle import LeaderHandle
 from ha_beat.election.standby_follower import StandbyFollower
 from ha_beat.election.states import Fenced, Leader, Standby, Timing
 from ha_beat.errors import StoreUnavailable
@@ -265,6 +266,26 @@ def test_fence_set_while_the_elector_reads_it_is_kept(one: Elector):
     one._step()
     one._step()
     assert isinstance(one.state, Standby)
+
+
+def test_requests_reported_while_the_main_loop_reads_the_flag_are_kept():
+    """Otherwise they would wait for the next renewal."""
+
+    class Interrupted(LeaderHandle):
+        """Handle whose election thread reports requests as soon as the main loop has read the flag."""
+
+        @property
+        def _requests_pending(self) -> bool:
+            read, self.flag = self.flag, True
+            return read
+
+        @_requests_pending.setter
+        def _requests_pending(self, pending: bool) -> None:
+            self.flag = pending
+
+    handle = Interrupted(SettableClock())
+    assert handle.take_requests_pending() is False
+    assert handle.flag
 
 
 def test_fence_of_an_older_term_does_not_end_this_one(electors: Electors, one: Elector):
