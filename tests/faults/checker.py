@@ -179,6 +179,20 @@ def order_breaks(messages: Iterable[Event]) -> list[Problem]:
     return problems
 
 
+def run_count_breaks(messages: Iterable[Event]) -> list[Problem]:
+    """Return messages whose run count is not one more than that of the entry's previous message.
+
+    Only for runs in which Redis keeps the ledger, and the outcome of each message is known.
+    """
+    problems = []
+    for entry, own in _by_entry(messages).items():
+        for before, after in itertools.pairwise(own):
+            if after["run_count"] != before["run_count"] + 1:
+                detail = f"{after['scheduled_at']}: run {after['run_count']} after run {before['run_count']}"
+                problems.append(Problem("run count", entry, detail))
+    return problems
+
+
 def _occurrences(messages: Iterable[Event], entry: str) -> list[datetime]:
     return sorted({instant(message["scheduled_at"]) for message in _by_entry(messages).get(entry, [])})
 

@@ -16,6 +16,7 @@ from tests.faults.checker import (
     Skipped,
     StockTask,
     check,
+    run_count_breaks,
     silence,
     silence_around,
     skipped_from_journal,
@@ -136,6 +137,16 @@ def test_report_names_missing_instants_and_counts_skips():
     assert report.skipped == {"coalesced": 5, "missed": 2}
     assert "12:00:02" in str(report)
     assert "12:00:03" in str(report)
+
+
+def test_run_count_that_repeats_or_jumps_is_found():
+    counted = [message(second, run_count=count) for second, count in enumerate((5, 6, 6, 7, 9, 8))]
+    assert [problem.detail.partition(": ")[2] for problem in run_count_breaks(counted)] == [
+        "run 6 after run 6",
+        "run 9 after run 7",
+        "run 8 after run 9",
+    ]
+    assert run_count_breaks([message(0, run_count=5), message(0.5, entry="f", run_count=1)]) == []
 
 
 def test_stock_messages_are_counted_against_the_time_they_span():

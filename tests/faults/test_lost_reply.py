@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.faults.checker import run_count_breaks
 from tests.faults.cluster import Replica
 from tests.faults.proxy import containing
 from tests.faults.scenario import ClusterScenario
@@ -39,6 +40,7 @@ def test_lost_reply_to_a_dispatch_leaves_one_message(scenario: ClusterScenario):
     leader.wait_for_log("already_mine=1")
     assert re.search(r"action=batch_dispatched size=1 \S+ already_mine=1\b", leader.log_text())
     scenario.clean_report(scenario.intervals)
+    assert run_count_breaks(scenario.history.messages()) == []
     enqueued = [record for record in scenario.cluster.journal() if record.get("verdict") == "enqueued"]
     assert set(Counter(record["at"] for record in enqueued).values()) == {1}
     recorded = {record["id"] for record in enqueued}
@@ -54,3 +56,4 @@ def test_leader_that_dies_after_a_lost_reply_leaves_one_message(scenario: Cluste
     scenario.cluster.wait_for_leader(other_than=leader)
     scenario.more(4)
     scenario.clean_report(scenario.intervals)
+    assert run_count_breaks(scenario.history.messages()) == []

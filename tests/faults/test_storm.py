@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from tests.faults.checker import EveryMinute
+from tests.faults.checker import EveryMinute, run_count_breaks
 from tests.faults.nemesis import Storm
 from tests.faults.scenario import ClusterScenario
 from tests.support.commands import run
@@ -60,6 +60,8 @@ def test_storm_loses_and_repeats_no_occurrence(broker: str, chosen: str, found):
         exits = [line for replica in scenario.cluster for line in unexpected_ends(replica.log_text())]
         allowed = UNORDERED if rabbitmq is not None else set()
         wrong = [problem for problem in report.problems if problem.kind not in allowed]
+        if rabbitmq is None:
+            wrong += run_count_breaks(scenario.history.messages())
         assert not wrong, f"seed {seed}\n{report}\n{scenario.cluster.logs()}"
         assert not exits, f"seed {seed}: " + "\n".join(exits)
         silence = f"longest silence {report.silence.longest:.1f} s"

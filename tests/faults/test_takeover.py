@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.faults.checker import EveryMinute, Interval, Silence
+from tests.faults.checker import EveryMinute, Interval, Silence, run_count_breaks
 from tests.faults.cluster import Replica
 from tests.faults.scenario import ClusterScenario
 
@@ -47,6 +47,7 @@ def run_changes(
         scenario.more(5, "fast")
         minutes = EveryMinute("minute", began, ended - timedelta(seconds=1))
         report = scenario.clean_report([Interval("fast", EVERY, until=ended), minutes])
+        assert run_count_breaks(scenario.history.messages()) == []
     assert report.faults == {fault: times}
     assert report.changes_of_epoch >= times, str(report)
     silence = report.silence_by_fault[fault]
