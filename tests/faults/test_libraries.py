@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import redis
 
-from ha_beat.reasons import Verdict
+from ha_beat.reasons import SkipReason, Verdict
 from ha_beat.store.journal import Journal, VerdictRecord
 from ha_beat.store.keys import Keys
 from tests.support.servers import RabbitMQ, RedisServer, ServerProcess, need, wait_for
@@ -203,6 +203,8 @@ BEATS = {
 #: Number of entries that are due once.
 DUE_ONCE = 40
 
+SECOND = timedelta(seconds=1)
+
 LOCKING = ("singleton", "once")
 #: Entries that miss nothing with ``misfire="all"``.
 COMPLETE = ("tenant north", "tenant south", "row")
@@ -243,30 +245,38 @@ class Run:
         """Return how often each kind of event happened since a time."""
         return Counter(kind for kind, _, at in self.notes(name) if at >= since)
 
-    def enqueued(self, part: str) -> list[VerdictRecord]:
-        """Return the journal's records of messages of a part of our schedule."""
+    def verdicts(self, part: str) -> list[VerdictRecord]:
+        """Return the journal's verdicts for a part of our schedule."""
         keys, client = Keys(f"ours-{part}"), redis.Redis.from_url(self.lease_url)
-        found = Journal(lambda: client, keys).between()
-        return [each for each in found if isinstance(each, VerdictRecord) and each.verdict is Verdict.ENQUEUED]
+        return [each for each in Journal(lambda: client, keys).between() if isinstance(each, VerdictRecord)]
 
     def checkins(self, name: str, status: str) -> list[str]:
         """Return the entries of all check-ins with this status."""
         return [entry for kind, entry, _ in self.notes(name) if kind == f"checkin {status}"]
 
     def have_ended(self) -> bool:
-        """True if each of our entries has checked in, and all but one at most have ended."""
+        """True if each of our entries that was sent has checked in, and all but one at most have ended."""
+        sent = DUE_ONCE - sum(in_doubt(each) and each.entry.startswith("m") for each in self.verdicts("tasks"))
         ended = len(set(self.checkins("ours", "ok")))
-        return len(set(self.checkins("ours", "in_progress"))) == DUE_ONCE <= ended + 1
+        return len(set(self.checkins("ours", "in_progress"))) >= sent <= ended + 1
 
     def wait_for_runs(self, name: str, since: float) -> None:
         wait_for(lambda: all(self.counts(name, since)[kind] > 3 for kind in LOCKING + COMPLETE), 60, f"runs of {name}")
+
+
+def in_doubt(record: VerdictRecord) -> bool:
+    """True if the broker may or may not have taken the message when it stopped."""
+    return record.verdict is Verdict.UNCERTAIN or record.reason == SkipReason.STATE_LOSS
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", ["redis", "rabbitmq"])
 def test_libraries_work_on_after_an_outage_of_the_broker(tmp_path: Path, redis_server: RedisServer, kind: str):
-    """A message that could not be sent leaves no lock to the next one, and no check-in or tenant is lost."""
+    """A message that could not be sent leaves no lock to the next one, and no check-in or tenant is lost.
+
+    Occurrences that are due just when the broker stops may be in doubt, and are not sent again.
+    """
     make: Callable[[], Any] = RabbitMQ if kind == "rabbitmq" else partial(RedisServer, appendonly=True)
     with need(make) as broker:
         run = Run(tmp_path, broker, redis_server, redis_server.url if kind == "rabbitmq" else None)
@@ -280,23 +290,30 @@ def test_libraries_work_on_after_an_outage_of_the_broker(tmp_path: Path, redis_s
             # After the restart a leader waits for a lease's ttl before it dispatches.
             settled = time.time() + 5
             run.wait_for_runs("ours", settled)
-            time.sleep(max(settled + 10 - time.time(), 0))
+            # Our worker may have reconnected later than the other one.
+            running = time.time()
+            time.sleep(10)
             # The worker may lose one message that it holds when the broker stops.
             wait_for(run.have_ended, 60, "check-ins")
-            enqueued = {part: run.enqueued(part) for part in BEATS}
-            whole, after = (tuple(run.counts(n, since) for n in ("stock", "ours")) for since in (ready, settled))
+            verdicts = {part: run.verdicts(part) for part in BEATS}
+            whole, after = (tuple(run.counts(n, since) for n in ("stock", "ours")) for since in (ready, running))
     for each in LOCKING:
-        assert after[1][each] >= after[0][each] - 3, after
+        assert after[1][each] >= max(after[0][each] / 2, 1), after
     for each in COMPLETE:
         assert whole[1][each] >= whole[0][each], whole
-    assert run.have_ended()
     ended = len(set(run.checkins("ours", "ok")))
-    assert len(set(run.checkins("stock", "ok"))) <= ended + 1
     assert run.counts("ours")["span PRODUCER"] == len(run.checkins("ours", "in_progress"))
     assert run.counts("ours")["span CONSUMER"] >= ended
-    for records in enqueued.values():
-        assert len({(record.entry, record.first) for record in records}) == len(records) > 0
-    assert sum(record.entry.startswith("m") for record in enqueued["tasks"]) == DUE_ONCE
+    for records in verdicts.values():
+        enqueued = [(record.entry, record.first) for record in records if record.verdict is Verdict.ENQUEUED]
+        assert len(set(enqueued)) == len(enqueued) > 0
+    once = [record for record in verdicts["tasks"] if record.entry.startswith("m")]
+    assert len({record.entry for record in once}) == DUE_ONCE
+    assert len(set(run.checkins("stock", "ok"))) <= ended + 1 + sum(map(in_doubt, once))
     for part in ("tenants", "rows"):
-        instants = sorted(record.first for record in enqueued[part])
-        assert {later - earlier for earlier, later in pairwise(instants)} == {timedelta(seconds=1)}, part
+        instants = {record.first + number * SECOND for record in verdicts[part] for number in range(record.count)}
+        assert {later - earlier for earlier, later in pairwise(sorted(instants))} == {SECOND}, part
+    for record in (*once, *verdicts["tenants"], *verdicts["rows"]):
+        # A busy replica may notice the stop late, but long before the end of the outage.
+        doubted = in_doubt(record) and record.first.timestamp() + record.count - 1 < ready + 6
+        assert record.verdict is Verdict.ENQUEUED or doubted, record

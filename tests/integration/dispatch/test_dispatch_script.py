@@ -132,6 +132,15 @@ def test_batch_under_another_term_is_refused_whole(server_leader: Leader, field:
     assert server_leader.state() == ([], [], [])
 
 
+def test_server_that_restarted_with_its_data_refuses_the_batch(redis_server: RedisServer):
+    leader = Leader(RedisBench(redis_server.client(decode_responses=False), "redis-server"))
+    redis_server.restart()
+    assert leader.store.observe().record.nonce == leader.term.nonce
+    with pytest.raises(FencedOff) as caught:
+        leader.submit(operation())
+    assert (caught.value.reason, leader.messages()) == (TermEnd.SERVER_CHANGED, [])
+
+
 @pytest.mark.parametrize("end", ["takeover", "release"])
 def test_leader_enqueues_nothing_after_its_term(leader: Leader, end: str):
     """A signal handler may release the lease while a batch is on its way."""
