@@ -75,10 +75,10 @@ class ReplicaSource(ScheduleSource):
         """Return the scheduler class, as ``module:Class``."""
 
     def armed(self, entry_id: str) -> None:
-        """Do nothing. A source that keeps deleted entries until then overrides it."""
+        """Do nothing. A source that keeps a deleted entry until the ledger records the deletion overrides it."""
 
     def finished(self, entry: ScheduledEntry, runs: int) -> None:
-        """Do nothing. A source that disables such entries in its store overrides it."""
+        """Do nothing. A source that disables an entry without a further instant in its store overrides it."""
 
     def stop(self) -> None:
         """Stop soon, without waiting. Called in a signal handler."""

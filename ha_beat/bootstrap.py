@@ -281,7 +281,7 @@ class _Assembly:
     def http_server(self, status: ReplicaStatus) -> HttpServer | None:
         if self.endpoint is None:
             return None
-        # They need the extra.
+        # These modules need the extra `http`.
         from ha_beat.monitoring.http.routes import Site
         from ha_beat.monitoring.http.server import HttpServer
         from ha_beat.monitoring.metrics import Metrics

@@ -137,7 +137,7 @@ class ReplicaStatus:
         return self.enqueuer.due_queue.backlog(self.enqueuer.now())
 
     def overdue(self) -> float:
-        """Return for how many seconds the oldest of these entries has been due."""
+        """Return for how many seconds the oldest entry of the backlog has been due."""
         if not self.taken_up:
             return self.snapshot.unattended.overdue(self.now_ms())
         return self.enqueuer.due_queue.overdue(self.enqueuer.now())

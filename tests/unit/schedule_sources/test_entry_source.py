@@ -11,13 +11,14 @@ from celery import Celery
 from celery.beat import ScheduleEntry
 from celery.schedules import crontab
 
-from ha_beat.reasons import MisfirePolicy, UncertainPolicy
+from ha_beat.reasons import MisfirePolicy, UncertainPolicy, Verdict
 from ha_beat.schedule.entry_options import EntryOptions
 from ha_beat.schedule.misfire import MisfireRules
 from ha_beat.schedule_sources.comparison import ScheduleComparison
 from ha_beat.schedule_sources.entry_source import EntrySource
 from ha_beat.schedule_sources.stored_source import StoredSource
 from ha_beat.scheduler import HAScheduler
+from ha_beat.store.ledger import LedgerRow
 from ha_beat.testing import SettableClock
 
 RULES = EntryOptions(MisfireRules(MisfirePolicy.ALL, 5.0, 7), UncertainPolicy.REPUBLISH, busy_for=9.0, jitter=3.0)
@@ -77,6 +78,30 @@ def test_comparison_finds_an_entry_with_other_values(edit, replaced):
         clock.advance(60)
         found.append(comparison.differs())
     assert found == [replaced, False]
+
+
+class OwnReserve(HAScheduler):
+    """Scheduler that gives an entry new arguments after each run."""
+
+    def reserve(self, entry: Any) -> Any:
+        entry.args = [entry.args[0] + 1]
+        return entry
+
+
+@pytest.mark.parametrize(("verdict", "loaded"), [(Verdict.ENQUEUED, False), (Verdict.SKIPPED, True)])
+def test_entry_that_its_own_run_changes_is_not_loaded_again(verdict, loaded):
+    """Otherwise each run would load the whole schedule. ``reserve`` is not called for a skipped occurrence."""
+    scheduler = OwnReserve(app=Celery(set_as_current=False, broker="redis://"), lazy=True)
+    scheduler.update_from_dict({"e": {"task": "t", "schedule": 5.0, "args": [1]}})
+    source: Any = scheduler.schedule_source
+    source._clock = source._comparison._clock = clock = SettableClock()
+    (entry,) = source.load()
+    assert not source._comparison.differs()
+    source.recorded(entry, LedgerRow(NOW, verdict))
+    if verdict is Verdict.SKIPPED:
+        scheduler.reserve(entry.celery_entry)
+    clock.advance(60)
+    assert (scheduler.schedule["e"].args, source._comparison.differs()) == ([2], loaded)
 
 
 def test_limit_of_crontabs_is_read_once_for_a_load():
