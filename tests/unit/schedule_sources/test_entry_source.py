@@ -104,6 +104,21 @@ def test_entry_that_its_own_run_changes_is_not_loaded_again(verdict, loaded):
     assert (scheduler.schedule["e"].args, source._comparison.differs()) == ([2], loaded)
 
 
+def test_patch_made_after_the_start_is_found_by_the_next_load(monkeypatch):
+    scheduler = HAScheduler(app=Celery(set_as_current=False, broker="redis://"), lazy=True)
+    scheduler.update_from_dict({"e": {"task": "t", "schedule": 5.0}})
+    source: Any = scheduler.schedule_source
+
+    def found() -> tuple[bool, bool]:
+        (entry,) = source.load()
+        return entry.recurrence is None, source.hooks.replaces_reserve(entry.celery_entry)
+
+    assert found() == (False, False)
+    for name in ("is_due", "__next__"):
+        monkeypatch.setattr(ScheduleEntry, name, lambda entry: entry)
+    assert found() == (True, True)
+
+
 def test_limit_of_crontabs_is_read_once_for_a_load():
     source = EntrySource(cast("Any", HAScheduler(app=Celery(set_as_current=False, broker="redis://"), lazy=True)))
     app = Celery(set_as_current=False)
