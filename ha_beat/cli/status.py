@@ -69,11 +69,10 @@ def status(cluster: ClusterClient, *, as_json: bool, watch: bool, interval: floa
 
 def _show_again(cluster: ClusterClient, *, as_json: bool) -> None:
     """Replace what the terminal shows by the present state, or by why Redis failed."""
-    clear = output.to_terminal() and not as_json
     try:
-        _show(cluster, as_json=as_json, clear=clear)
+        _show(cluster, as_json=as_json, clear=True)
     except StoreError as exc:
-        if clear:
+        if not as_json:
             click.clear()
         click.echo(store_error_text(cluster, exc), err=as_json)
     if not as_json:
@@ -89,10 +88,11 @@ def _show(cluster: ClusterClient, *, as_json: bool, clear: bool = False) -> None
         output.show_json(cluster_document(name, view, recent, spans(terms[::-1], view.lease)))
         return
     fields = [*_cluster_fields(cluster, view), *_schedule_fields(cluster, view)]
-    # Only now, because reading can take long or fail.
     if clear:
+        # Not before everything is read, which may take long or fail.
         click.clear()
     output.show_fields(fields)
+    click.echo()
     _show_tables(view, terms)
 
 
@@ -101,7 +101,6 @@ def _pause_of(view: ClusterView) -> Pause | None:
 
 
 def _show_tables(view: ClusterView, terms: list[TermRecord]) -> None:
-    click.echo()
     rows = [_member_row(member, view.server_ms) for member in view.members]
     if rows:
         columns = ("REPLICA", "ROLE", "HOST", "PID", "VERSION", "UP FOR", "SEEN", "HTTP", "READY")
