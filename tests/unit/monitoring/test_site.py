@@ -17,8 +17,8 @@ PATHS = ("/livez", "/readyz", "/leader", "/status", "/metrics", "/", "/events")
 ANOTHER_APP = events.LeadingForbidden(ForbiddenReason.OTHER_APP, "belongs to another app")
 
 
-def view(fingerprint: str = "shop") -> ClusterView:
-    lease = LeaseRecord("beat-1:ffffff", 5, state="held", fingerprint=fingerprint)
+def view(fingerprint: str = "shop", state: str = "held") -> ClusterView:
+    lease = LeaseRecord("beat-1:ffffff", 5, state=state, fingerprint=fingerprint)
     return ClusterView(1_800_000_000_000, lease, (), "gen", 5, 0, 0, "")
 
 
@@ -82,6 +82,8 @@ def test_standby_is_not_ready_before_the_first_poll():
 def test_replica_of_another_app_is_not_ready(scene):
     scene.status.snapshot = replace(scene.status.snapshot, view=view(fingerprint="another app"))
     assert statuses(scene) == (200, 503, 503)
+    scene.status.snapshot = replace(scene.status.snapshot, view=view("another app", "released"))
+    assert statuses(scene) == (200, 200, 503)
     scene.status.snapshot = replace(scene.status.snapshot, view=view())
     scene.status.memory(ANOTHER_APP)
     assert b"belongs to another app" in body(scene, "/readyz")
