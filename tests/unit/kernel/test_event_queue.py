@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import pytest
 
@@ -30,9 +30,9 @@ class Queued:
         self.taken, self.emitted = EventLog(), EventLog()
         self.hub = events.Events()
         self.duties = Duties(SystemClock(), self.hub.emit)
-        consumer = Mock(side_effect=consume or self._take)
+        self.consumer = Mock(side_effect=consume or self._take)
         parts = {"clock": SystemClock(), "hub": self.hub, "duties": self.duties}
-        self.queue = EventQueue(consumer, "queued", Duty.WRITE_LOG, size, **parts)
+        self.queue = EventQueue(self.consumer, "queued", Duty.WRITE_LOG, size, **parts)
         self.hub.subscribe(self.queue)
         self.hub.subscribe(self.emitted.append)
 
@@ -50,6 +50,15 @@ def test_events_arrive_in_order_before_the_queue_closes():
     queued.emit(500)
     queued.queue.close(10)
     assert [event.epoch for event in queued.taken.of(events.LeaderSeen)] == list(range(500))
+
+
+def test_unwanted_event_does_not_start_the_thread():
+    queued = Queued()
+    queued.consumer.wants.return_value = False
+    with patch.object(threading.Thread, "start") as start:
+        queued.emit(3)
+    queued.queue.close(0.1)
+    assert (start.called, len(queued.taken)) == (False, 0)
 
 
 def test_blocked_consumer_does_not_delay_the_emitter():

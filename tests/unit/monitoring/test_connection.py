@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ha_beat.monitoring.http.connection import Connection, ConnectionPool, Limits, State
+from ha_beat.monitoring.http.connection import ConnectionPool, ConnectionState, HttpConnection, Limits
 from ha_beat.testing import SettableClock
 from tests.unit.monitoring.scene import Scene
 
@@ -22,7 +22,7 @@ class FakeTransport(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.written, self.aborted = b"", False
-        self.connection: Connection | None = None
+        self.connection: HttpConnection | None = None
 
     def write(self, data: Any) -> None:
         self.written += data
@@ -50,11 +50,11 @@ class Client:
     def __init__(self, pool: ConnectionPool, clock: SettableClock) -> None:
         self.transport = FakeTransport()
         loop: Any = SimpleNamespace(time=clock.elapsed)
-        self.connection = Connection(pool, loop)
+        self.connection = HttpConnection(pool, loop)
         self.connection.connection_made(self.transport)
         self._clock = clock
 
-    def state(self) -> tuple[State, float]:
+    def state(self) -> tuple[ConnectionState, float]:
         """Return the state of the connection, and the seconds until its deadline."""
         return self.connection.state, round(self.connection.deadline - self._clock.elapsed(), 3)
 
@@ -75,16 +75,16 @@ def client(pool, clock) -> Client:
 
 
 def test_head_has_a_deadline_that_further_bytes_do_not_extend(client, clock):
-    assert client.state() == (State.HEAD, 5)
+    assert client.state() == (ConnectionState.HEAD, 5)
     for request in range(1, 3):
         clock.advance(1)
         client.connection.data_received(GET[:10])
         clock.advance(2)
         client.connection.data_received(GET[10:20])
         # The first head counts from the connection.
-        assert client.state() == (State.HEAD, 2 if request == 1 else 3)
+        assert client.state() == (ConnectionState.HEAD, 2 if request == 1 else 3)
         client.connection.data_received(GET[20:])
-        assert client.state() == (State.IDLE, 60)
+        assert client.state() == (ConnectionState.IDLE, 60)
         assert client.transport.written.count(b"HTTP/1.1 200") == request
 
 
@@ -92,15 +92,17 @@ def test_client_that_reads_no_answer_gets_the_next_one_once_it_reads(client, clo
     client.transport.connection = client.connection
     client.connection.data_received(GET * 2)
     clock.advance(4)
-    assert client.state() == (State.TAKING, 6)
+    assert client.state() == (ConnectionState.TAKING, 6)
     assert client.transport.written.count(b"HTTP/1.1 200") == 1
     client.transport.connection = None
     client.connection.resume_writing()
-    assert client.state() == (State.IDLE, 60)
+    assert client.state() == (ConnectionState.IDLE, 60)
     assert client.transport.written.count(b"HTTP/1.1 200") == 2
 
 
-@pytest.mark.parametrize(("request_", "state"), [(CLOSE, (State.LINGERING, 2)), (STREAM, (State.STREAMING, 3600))])
+@pytest.mark.parametrize(
+    ("request_", "state"), [(CLOSE, (ConnectionState.LINGERING, 2)), (STREAM, (ConnectionState.STREAMING, 3600))]
+)
 def test_request_after_the_last_answer_is_discarded(client, request_, state):
     client.connection.data_received(request_)
     assert client.state() == state
