@@ -39,7 +39,7 @@ class EntryReader:
         self._changes = changes
         self._clock = clock
         #: Number of complete reads.
-        self.complete = 0
+        self.complete_reads = 0
         #: The mark as last seen while no data was lost.
         self.mark: Mark | None = None
         #: True while lost entries wait to be restored.
@@ -68,7 +68,7 @@ class EntryReader:
             self.begin_full_read()
         self._reported |= reported or set()
         now = self._clock.elapsed()
-        if not self.complete or now >= self._full_at:
+        if not self.complete_reads or now >= self._full_at:
             self._reported.clear()
             self._read_all()
             self._full_at = now + _BACKSTOP
@@ -84,7 +84,7 @@ class EntryReader:
         self._read(list(members))
         self._read(list(self.table.records.keys() - members.keys()), check=True)
         self._scores = members
-        self.complete += 1
+        self.complete_reads += 1
 
     def _read_some(self) -> None:
         """Read the entries whose score has changed, and the next page of the others."""

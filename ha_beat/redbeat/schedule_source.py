@@ -54,8 +54,8 @@ class RedBeatSync(RepeatingThread):
         return self.reader.table
 
     @property
-    def complete(self) -> int:
-        return self.reader.complete
+    def complete_reads(self) -> int:
+        return self.reader.complete_reads
 
     def keep_running(self) -> None:
         self._runtime.duties.expect(Duty.READ_SCHEDULE, within=LATE_AFTER)

@@ -69,7 +69,7 @@ class FullReads:
     def __init__(self, query: RowQueries, table: RowTable, clock: Clock, progress: Callable[[], None]) -> None:
         """``progress`` is called after each page."""
         #: Number of complete reads.
-        self.complete = 0
+        self.complete_reads = 0
         self._query = query
         self._table = table
         self._clock = clock
@@ -81,9 +81,9 @@ class FullReads:
         self._urgent_from = 0.0
 
     def begin(self) -> int:
-        """Begin an urgent read in the next turn. It is done when ``complete`` has reached the returned number."""
+        """Begin an urgent read in the next turn. It is done when ``complete_reads`` has reached the returned number."""
         self._begin(self._clock.elapsed(), urgent=True)
-        return self.complete + 1
+        return self.complete_reads + 1
 
     def want(self) -> None:
         """Read urgently, after a pause: unexplained changes must not keep the thread busy."""
@@ -104,7 +104,7 @@ class FullReads:
             self._begin(max(began, self._urgent_from), urgent=True)
             self._wanted = False
         elif self._current is None and began >= self._due:
-            self._begin(began, urgent=not self.complete)
+            self._begin(began, urgent=not self.complete_reads)
         read = self._current
         if read is None or began < read.begin_at:
             return None
@@ -114,7 +114,7 @@ class FullReads:
             # As long a pause as the work, because the main loop needs the interpreter too.
             return ended - began if read.urgent else None
         self._table.forget_deleted()
-        self.complete += 1
+        self.complete_reads += 1
         self._due = min(self._due, ended + FULL_READ_INTERVAL)
         self._urgent_from = ended + _URGENT_PAUSE * read.worked
         self._current = None
@@ -128,7 +128,7 @@ class FullReads:
     def _read_pages(self, read: FullRead, checked_at: datetime | None, now: datetime) -> None:
         """Read pages until the budget is used up, all of them at the first read."""
         budget = _URGENT_BUDGET if read.urgent else _BACKSTOP_BUDGET
-        until = self._clock.elapsed() + budget if self.complete else float("inf")
+        until = self._clock.elapsed() + budget if self.complete_reads else float("inf")
         while not read.done:
             # For one page only: a query leaves cycles behind.
             with gc_paused():

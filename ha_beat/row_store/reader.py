@@ -34,7 +34,7 @@ _SAVE_DURATION = timedelta(seconds=1)
 
 
 class RowReader:
-    """Reader of the enabled rows, used by the reading thread. Other threads use ``table`` and ``complete``."""
+    """Reader of the enabled rows, used by the reading thread. Other threads use ``table`` and ``complete_reads``."""
 
     def __init__(
         self,
@@ -60,12 +60,12 @@ class RowReader:
         self._checked_at: datetime | None = None
 
     @property
-    def complete(self) -> int:
+    def complete_reads(self) -> int:
         """Return the number of complete reads."""
-        return self._full_reads.complete
+        return self._full_reads.complete_reads
 
     def begin_full_read(self) -> int:
-        """Begin a complete read in the next turn. It is done when ``complete`` has reached the returned number."""
+        """Begin a complete read in the next turn. It ends when ``complete_reads`` has reached the returned number."""
         return self._full_reads.begin()
 
     def turn(self) -> float | None:
@@ -77,12 +77,12 @@ class RowReader:
         now = self._now()
         with self._query.limited():
             mark = self._query.last_change()
-            if self.complete:
+            if self.complete_reads:
                 self._check(mark, now)
             # Last: if the database fails, the next check finds the mark moved.
             self._mark = mark
         pause = self._full_reads.turn(self._checked_at, now)
-        if self.complete:
+        if self.complete_reads:
             self._checked_at = now
         return pause
 

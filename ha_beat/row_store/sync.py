@@ -118,7 +118,7 @@ class ReadingThread(DatabaseThread):
         if self._reading_for != term.nonce:
             self._reading_for, self._complete_at = term.nonce, self.reader.begin_full_read()
         pause = self.reader.turn()
-        if self.read_in != term.nonce and self.reader.complete >= self._complete_at:
+        if self.read_in != term.nonce and self.reader.complete_reads >= self._complete_at:
             self.read_in = term.nonce
             self._on_term_read()
         return pause
@@ -229,8 +229,8 @@ class RowSync:
         self.writing = WritingThread(self.writer, self.reading, begin_term, *common)
 
     @property
-    def complete(self) -> int:
-        return self.reading.reader.complete
+    def complete_reads(self) -> int:
+        return self.reading.reader.complete_reads
 
     @property
     def read_in(self) -> str:

@@ -77,7 +77,7 @@ class Sync(Protocol):
     def table(self) -> Table: ...
 
     @property
-    def complete(self) -> int:
+    def complete_reads(self) -> int:
         """Return the number of complete reads."""
 
     @property
@@ -146,7 +146,7 @@ class StoredSource(SchedulerSource):
 
     def ready(self) -> bool:
         """True once the entries have been read. Until then a replica that can read them should lead."""
-        return self._sync is not None and self._sync.complete > 0
+        return self._sync is not None and self._sync.complete_reads > 0
 
     def stop(self) -> None:
         if self._sync is not None:

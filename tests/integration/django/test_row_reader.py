@@ -220,11 +220,11 @@ def test_bulk_update_during_a_complete_read_is_found_a_minute_later(table):
 def test_many_rows_that_were_saved_at_once_are_read_completely_once(table):
     PeriodicTask.objects.update(date_changed=table.reader._now())
     PeriodicTasks.update_changed()
-    complete = table.reader.complete
+    complete = table.reader.complete_reads
     for _ in range(5):
         saved(table.tasks)
         table.turn(seconds=1)
-    assert table.reader.complete == complete + 1
+    assert table.reader.complete_reads == complete + 1
     table.assert_up_to_date()
 
 

@@ -102,7 +102,7 @@ def test_failing_start_of_a_term_reads_all_rows_once(rows):
     """If the entries of the settings can't be written, the retries read only changes."""
     rows.add("task")
     replica = Replica(rows, leads=False)
-    complete = replica.reader.complete
+    complete = replica.reader.complete_reads
 
     def fail(_: object) -> None:
         raise ZeroDivisionError
@@ -113,7 +113,7 @@ def test_failing_start_of_a_term_reads_all_rows_once(rows):
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             replica.turn()
-    assert replica.reader.complete == complete + 1
+    assert replica.reader.complete_reads == complete + 1
     rows.add("new")
     with pytest.raises(ZeroDivisionError):
         replica.turn()

@@ -22,7 +22,7 @@ def source_of(recurrences: dict[str, Any]) -> Any:
         for entry_id, each in recurrences.items()
     }
     source._runtime = SimpleNamespace(enqueuer=SimpleNamespace(now=lambda: datetime.now(UTC)))
-    source._sync = SimpleNamespace(complete=0, table=SimpleNamespace(entries=entries))
+    source._sync = SimpleNamespace(complete_reads=0, table=SimpleNamespace(entries=entries))
     return source
 
 
@@ -34,7 +34,7 @@ def test_entries_are_forecast_soonest_first_once_all_have_been_read():
     hourly, failing = every(3600), SimpleNamespace(next_after=None)
     source = source_of({"a": hourly, "b": every(60), "c": hourly, "d": every(1), "e": failing})
     assert list(source.outlines()) == []
-    source._sync.complete = 1
+    source._sync.complete_reads = 1
     assert [entry_id for entry_id, *_ in source.outlines()] == ["e", "d", "b", "a", "c"]
 
 
