@@ -101,7 +101,7 @@ class FailedRows:
     def remove(self, pk: str) -> None:
         self._failures.pop(pk, None)
 
-    def keep(self, ids: Mapping[str, object]) -> None:
+    def keep_only(self, ids: Mapping[str, object]) -> None:
         """Forget the rows that are not among these."""
         # The difference of the two views would go through all ids.
         for pk in [pk for pk in self._failures if pk not in ids]:

@@ -109,7 +109,7 @@ class RowWriter:
     def errors(self) -> dict[str, str]:
         """Return the errors of the rows that can't be written, by name."""
         for failed in (self._failed, self._failed_to_expire):
-            failed.keep(self._rows.entries)
+            failed.keep_only(self._rows.entries)
         return self._failed_to_expire.errors() | self._failed.errors()
 
     def _take(self) -> tuple[dict[str, Run], dict[str, RowEntry]]:

@@ -91,7 +91,7 @@ class Shadow:
         """True if no position is known."""
         return not self._positions
 
-    def forget(self, rows: Container[str], now: datetime) -> None:
+    def drop_missing(self, rows: Container[str], now: datetime) -> None:
         """Drop entries that were deleted long ago, and whose rows are missing from an intact ledger."""
         forgettable = now - KEEP_ABSENT
         with self._lock:
@@ -138,7 +138,7 @@ class ShadowFeed:
             rows = self._ledger.read()
             shadow.learn_rows(rows)
             if gen == shadow.gen:
-                shadow.forget(rows, from_micros(round(self._clock.wall() * 1_000_000)))
+                shadow.drop_missing(rows, from_micros(round(self._clock.wall() * 1_000_000)))
             shadow.gen = gen
             self._reread_at = now + _REREAD
         shadow.counter = counter

@@ -174,7 +174,7 @@ class GradualLoad:
         for state in list(queue.entries()):
             if state.id not in self._seen:
                 queue.drop(state)
-        self._parts.shadow.forget(self._recorded, writer.now)
+        self._parts.shadow.drop_missing(self._recorded, writer.now)
         self._recovery.found_intact()
         self._summary.report(len(queue), self._parts.emit)
         self.finished = True

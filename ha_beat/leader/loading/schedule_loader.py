@@ -109,7 +109,7 @@ class ScheduleLoader:
         after_resend = {each.state.id: each for each in reconciled.operations if _waits(each, resent)}
         first = [each for each in reconciled.operations if each.state.id not in after_resend]
         if self._recovery.loss is None:
-            parts.shadow.forget(rows, now)
+            parts.shadow.drop_missing(rows, now)
         queue, summary = DueQueue(), LoadSummary()
         self._entries.plan(queue, reconciled, now, resent, summary)
         self._claims.resend_republishable(queue, term, now)

@@ -163,7 +163,7 @@ class RequestHandler:
             else:
                 waiting.append(request)
         ids = {request.id for request in waiting}
-        self._messages.keep(ids)
+        self._messages.keep_only(ids)
         self._begun = {name: begun for name, begun in self._begun.items() if name in ids}
         working = {name for name, begun in self._begun.items() if begun.work is not None}
         return sorted(waiting, key=lambda request: (request.kind is RequestKind.BACKFILL, request.id not in working))

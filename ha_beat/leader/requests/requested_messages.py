@@ -92,7 +92,7 @@ class RequestedMessages:
         self._begun_before.pop(request_id, None)
         self._built = {key: built for key, built in self._built.items() if key[0] != request_id}
 
-    def keep(self, waiting: Container[str]) -> None:
+    def keep_only(self, waiting: Container[str]) -> None:
         """Forget the requests that no longer wait."""
         self._begun_before = {name: step for name, step in self._begun_before.items() if name in waiting}
         self._built = {key: built for key, built in self._built.items() if key[0] in waiting}

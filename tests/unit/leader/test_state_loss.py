@@ -156,5 +156,5 @@ def test_position_never_moves_back():
 def test_shadow_forgets_what_an_intact_ledger_has_deleted():
     """With thousands of entries that run once it would grow without limit."""
     made = shadow(gone=-3 * 86_400, recent=-60, monthly=-10 * 86_400)
-    made.forget(rows(monthly=-10 * 86_400), NOW)
+    made.drop_missing(rows(monthly=-10 * 86_400), NOW)
     assert [name for name in ("gone", "recent", "monthly") if made.position(name)] == ["recent", "monthly"]
