@@ -29,7 +29,7 @@ class RunWriter:
         self._lock = threading.Lock()
         self._runs: dict[str, _Run] = {}
 
-    def record(self, entry_id: str, row: LedgerRow) -> None:
+    def queue_run(self, entry_id: str, row: LedgerRow) -> None:
         """Queue the run state of a ledger row that records a run. Any thread may call this."""
         if row.verdict in _RAN:
             with self._lock:
@@ -40,7 +40,7 @@ class RunWriter:
         for entry_id, entry in self._table.entries.copy().items():
             row = LedgerRow.parse(ledger.get(entry_id, ""))
             if row is not None and row.run_count > entry.run_state[1] and row.signature == entry.signature:
-                self.record(entry_id, row)
+                self.queue_run(entry_id, row)
 
     def write(self) -> None:
         """Write the queued run state; keep it if that fails. Raises ``StoreError``."""
@@ -69,7 +69,7 @@ class RunWriter:
             expected[key] = known.meta
             record = Record(known.definition, meta_of(at, max(count, stored or 0)), entry.stamp.encode())
             new[key] = record, entry.score(at)
-        differing = self._store.record(new, expected)
+        differing = self._store.write_runs(new, expected)
         unwritten = {}
         for key, meta in differing.items():
             known, entry_id = self._table.records.get(key), self._table.id_of(key)

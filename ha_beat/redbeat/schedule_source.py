@@ -148,4 +148,4 @@ class RedBeatSource(StoredSource):
 
     def recorded(self, entry: ScheduledEntry, row: LedgerRow) -> None:
         super().recorded(entry, row)
-        self._running[1].runs.record(entry.id, row)
+        self._running[1].runs.queue_run(entry.id, row)

@@ -120,7 +120,7 @@ class RedBeatStore:
                 self._pipeline([("ZADD", self.keys.schedule, records[key][1], key) for key in page if written[key]])
         return written
 
-    def record(
+    def write_runs(
         self, metas: Mapping[str, tuple[Record, float]], expected: Mapping[str, bytes]
     ) -> dict[str, bytes | None]:
         """Write the run state and the score of entries whose meta is as expected.

@@ -117,4 +117,4 @@ class RowSource(StoredSource):
         row_entry.last_run_at, row_entry.total_run_count = row.base, row.run_count
         if not entry.once:
             # A one-off row is only disabled: its own task may have set its next run by the time of the write.
-            self._running[1].writer.record(entry.id, row)
+            self._running[1].writer.queue_run(entry.id, row)

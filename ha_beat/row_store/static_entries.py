@@ -103,7 +103,7 @@ def write_static_entries(app: Celery, store: RowStore, runtime: Runtime, term: T
     progress = partial(runtime.duties.progressed, Duty.WRITE_ROWS)
     written = write_changed(definitions, marks, store, began_ms, runtime.events.emit, progress)
     if written:
-        runtime.ledger.note(term, {notes[name]: str(mark) for name, mark in written.items()})
+        runtime.ledger.write_notes(term, {notes[name]: str(mark) for name, mark in written.items()})
 
 
 def write_changed(

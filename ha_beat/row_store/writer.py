@@ -49,7 +49,7 @@ class RowWriter:
 
     # --- Any thread
 
-    def record(self, entry_id: str, row: LedgerRow) -> None:
+    def queue_run(self, entry_id: str, row: LedgerRow) -> None:
         """Queue an update of the row's run state if the ledger row records a run."""
         if row.verdict in _RAN:
             with self._lock:

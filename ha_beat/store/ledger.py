@@ -292,7 +292,7 @@ class Ledger:
         code = text(self._note_recovery(self._client(), keys, [term.epoch, term.nonce, term.run_id, unfinished]))
         return fence_reason(code) if code else None
 
-    def note(self, term: Term, notes: Mapping[str, str]) -> TermEnd | None:
+    def write_notes(self, term: Term, notes: Mapping[str, str]) -> TermEnd | None:
         """Write notes as the leader.
 
         Returns:

@@ -73,7 +73,7 @@ class Replica:
         self.reader.turn()
 
     def ran(self, name: str, at: datetime, run_count: int = 1) -> None:
-        self.runs.record(name, LedgerRow(at, Verdict.ENQUEUED, run_count=run_count))
+        self.runs.queue_run(name, LedgerRow(at, Verdict.ENQUEUED, run_count=run_count))
 
     def set_meta(self, name: str, meta: Any) -> None:
         self.server.admin.hset(f"redbeat:{name}", "meta", json.dumps(meta))

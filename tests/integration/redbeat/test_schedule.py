@@ -163,7 +163,7 @@ def test_writes_of_an_ended_term_are_refused(beat):
     store.save(2**52, {"redbeat:x": (Record(b"{}", b"1"), 1.0)}, replace=True)
     assert store.save(2**52, {"redbeat:x": (Record(b"{2}"), 1.0)}, replace=False) == {"redbeat:x": False}
     # A run state that another program has set stays.
-    assert store.record({"redbeat:x": (Record(b"{}", b"3"), 1.0)}, {"redbeat:x": b"2"}) == {"redbeat:x": b"1"}
+    assert store.write_runs({"redbeat:x": (Record(b"{}", b"3"), 1.0)}, {"redbeat:x": b"2"}) == {"redbeat:x": b"1"}
     assert not store.note_statics(2**52 - 1, (), ["x"])
     assert beat.server.admin.exists("redbeat:x")
     assert store.note_statics(2**52, ["y", "z"], ["x"])

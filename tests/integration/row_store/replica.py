@@ -62,7 +62,7 @@ class Replica:
                 self.sync.reading.work()
 
     def ran(self, name: str, at: datetime, run_count: int) -> None:
-        self.writer.record(self.rows.id(name), LedgerRow(at, Verdict.ENQUEUED, run_count=run_count))
+        self.writer.queue_run(self.rows.id(name), LedgerRow(at, Verdict.ENQUEUED, run_count=run_count))
 
     def finished(self, *names: str) -> None:
         """Queue the disabling of these one-off rows."""
