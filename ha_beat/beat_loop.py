@@ -182,7 +182,7 @@ class BeatLoop:
         runtime.elector.keep_running()
         # A flag for each, because a source that fails to start is started again in the next turn.
         if not self._monitored:
-            runtime.monitoring.describe(runtime.source.digest(), runtime.source.scheduler_class())
+            runtime.monitoring.set_scheduler(runtime.source.digest(), runtime.source.scheduler_class())
             self._monitored = True
         runtime.monitoring.keep_running()
         if not self._started:

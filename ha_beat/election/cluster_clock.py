@@ -149,10 +149,10 @@ class SchedulingTime:
             self._emit(events.ClockJumped(wrong, followed=False))
 
     def offset_in_term(self, leaders_offset: float | None) -> float:
-        """Return the value that :attr:`offset` will have after :meth:`join`."""
+        """Return the value that :attr:`offset` will have after :meth:`vote_at_term_start`."""
         return self._agreed(leaders_offset) - self._redis if self._redis is not None else 0.0
 
-    def join(self, leaders_offset: float | None) -> None:
+    def vote_at_term_start(self, leaders_offset: float | None) -> None:
         """Vote at the start of a term. The last leader's clock, by its offset from Redis, has the third vote."""
         agreed = self._agreed(leaders_offset)
         if agreed != self._reference:

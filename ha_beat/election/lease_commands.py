@@ -64,7 +64,7 @@ class LeaseCommands:
         except LeadershipForbidden as exc:
             return Forbidden(exc.reason, str(exc))
         if isinstance(answer, Acquired):
-            self._time.join(leaders_offset)
+            self._time.vote_at_term_start(leaders_offset)
             self._connectivity.acquired(server_changed=answer.server_changed)
             self._handle.origin = self._origin(answer, campaign)
         return Campaigned(answer, attempt.nonce)

@@ -40,7 +40,7 @@ class ScheduleSource(Protocol):
         """Return each entry that can be scheduled, of these ``ids`` if they are given."""
         ...
 
-    def check(self, entry: ScheduledEntry, position: datetime) -> tuple[bool, float]:
+    def ask_if_due(self, entry: ScheduledEntry, position: datetime) -> tuple[bool, float]:
         """Ask an entry without a recurrence whether it is due.
 
         Returns:

@@ -28,7 +28,7 @@ class Monitoring:
     http: HttpServer | None
     clock: Clock
 
-    def describe(self, schedule: str, scheduler: str) -> None:
+    def set_scheduler(self, schedule: str, scheduler: str) -> None:
         """Set the digest of the schedule, empty if it is unknown, and the scheduler class."""
         self.status.schedule, self.status.scheduler = schedule, scheduler
 

@@ -73,7 +73,7 @@ class SchedulerSource(ReplicaSource):
             except Exception:
                 logger.exception("Entry %s is left out", name, extra={"action": "entry_left_out", "entry": name})
 
-    def check(self, entry: ScheduledEntry, position: datetime) -> tuple[bool, float]:
+    def ask_if_due(self, entry: ScheduledEntry, position: datetime) -> tuple[bool, float]:
         celery_entry = entry.celery_entry
         if position > NEVER:
             celery_entry.last_run_at = _by_clock_of(celery_entry.schedule, position, self._clock.wall())

@@ -139,7 +139,7 @@ class AmqpAdapter(BrokerAdapter):
         except (FrameSyntaxError, struct.error, TypeError, ValueError, RecursionError) as exc:
             # The message cannot be encoded. amqp encodes all frames before it writes the first.
             if 0 < written == self._amqp.bytes_sent:
-                self._answer(self._unanswered.take_back(), Sent(PublishOutcome.REFUSED, exception_line(exc)))
+                self._answer(self._unanswered.pop_last(), Sent(PublishOutcome.REFUSED, exception_line(exc)))
             else:
                 self._fail(exc)
         except Exception as exc:

@@ -43,7 +43,7 @@ class UnansweredMessages:
         self._number += 1
         self._messages[self._number] = _Message(delivery, _publish_id(arguments["headers"]), route_of(arguments))
 
-    def take_back(self) -> Delivery:
+    def pop_last(self) -> Delivery:
         """Remove and return the last message, because nothing of it was written."""
         self._number -= 1
         return self._messages.pop(self._number + 1).delivery

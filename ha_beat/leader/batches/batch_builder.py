@@ -196,7 +196,7 @@ class BatchBuilder:
         if state.failure is not None:
             return True
         now = turn.writer.now
-        due, ask_in = self._parts.source.check(state.entry, state.position)
+        due, ask_in = self._parts.source.ask_if_due(state.entry, state.position)
         if due:
             state.due_at, state.ask_in = now, ask_in
         else:

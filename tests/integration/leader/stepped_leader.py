@@ -63,7 +63,7 @@ class Source:
             if ids is None or name in ids:
                 yield self.alter(scheduled(name, last_run=now - timedelta(seconds=ago)))
 
-    def check(self, *_: Any) -> tuple[bool, float]:
+    def ask_if_due(self, *_: Any) -> tuple[bool, float]:
         return False, 60.0
 
     def arguments(self, entry: ScheduledEntry) -> Any:

@@ -24,7 +24,7 @@ class AlwaysDue(Source):
     def __init__(self, last_run: float) -> None:
         super().__init__(lambda entry: replace(entry, recurrence=None), e=last_run)
 
-    def check(self, *_: Any) -> tuple[bool, float]:
+    def ask_if_due(self, *_: Any) -> tuple[bool, float]:
         self.asked += 1
         return True, 60.0
 

@@ -219,7 +219,7 @@ def test_new_leader_follows_the_clock_on_which_two_agree(wrong, wall, redis, lea
     leaders_offset = None if leader is None else leader * wrong + 0.1
     offset = pytest.approx((error - redis) * wrong, abs=0.2)
     assert setup.time.offset_in_term(leaders_offset) == offset
-    setup.time.join(leaders_offset)
+    setup.time.vote_at_term_start(leaders_offset)
     assert setup.time.offset == offset
     assert setup.error == pytest.approx(error * wrong, abs=0.2 if wall and not error else 0.01)
 

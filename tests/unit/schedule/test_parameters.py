@@ -151,7 +151,7 @@ class Ours:
         for now in self.world.ticks(hours):
             recurrence = recurrence_of(self.entry)
             if recurrence is None:
-                due = self.source.check(SimpleNamespace(celery_entry=self.entry), self.position)[0]
+                due = self.source.ask_if_due(SimpleNamespace(celery_entry=self.entry), self.position)[0]
             else:
                 due = recurrence.next_after(self.position) <= now
             if due:
@@ -266,5 +266,5 @@ def test_signature_depends_on_the_time_zone_only_if_the_instants_do(make, same):
 def test_position_before_the_first_run_is_left_to_the_entry():
     world = World("UTC")
     ours = Ours(world, schedule(60, app=world.app))
-    ours.source.check(SimpleNamespace(celery_entry=ours.entry), NEVER)
+    ours.source.ask_if_due(SimpleNamespace(celery_entry=ours.entry), NEVER)
     assert ours.entry.last_run_at == START
