@@ -18,7 +18,7 @@ from ha_beat.store.ledger import LedgerRow
 
 @dataclass(frozen=True, slots=True)
 class ScheduledEntry:
-    """One entry as its schedule has it. It has more than 15 fields, because such an entry has.
+    """One entry as its schedule has it. It has more than 15 fields, because it holds all that a schedule may define.
 
     ``recurrence`` is ``None`` if only the entry itself can tell whether it is due. ``last_run`` is the last run that
     the schedule's own store knows, or ``NEVER``. ``signature`` identifies the schedule of the entry.
