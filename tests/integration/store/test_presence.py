@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import redis
@@ -36,9 +37,7 @@ def proxy(shared_redis: RedisServer) -> Iterator[TcpProxy]:
 
 @pytest.fixture
 def presence(shared_redis: RedisServer, proxy: TcpProxy) -> Iterator[RedisPresence]:
-    made = RedisPresence(
-        link_to(proxy.url(shared_redis.url), {}, 1.0, "key").client, KEYS, SystemClock(), ping_interval=0.2
-    )
+    made = presence_at(proxy.url(shared_redis.url))
     yield made
     made.close()
 
@@ -129,9 +128,7 @@ def test_child_process_does_not_keep_a_dead_parent_present(shared_redis: RedisSe
     parent = os.fork()
     if parent == 0:
         os.setpgid(0, 0)
-        presence = RedisPresence(
-            link_to(shared_redis.url, {}, 1.0, "key").client, KEYS, SystemClock(), ping_interval=0.1
-        )
+        presence = presence_at(shared_redis.url)
         presence.open()
         start_child()
         for _ in range(5):
@@ -149,3 +146,22 @@ def test_child_process_does_not_keep_a_dead_parent_present(shared_redis: RedisSe
         os.killpg(parent, signal.SIGKILL)
         for descriptor in (reading, writing):
             os.close(descriptor)
+
+
+def test_connection_that_is_not_confirmed_yet_is_closed_in_a_forked_child(
+    presence: RedisPresence, monkeypatch: pytest.MonkeyPatch
+):
+    """Another thread may fork at any moment."""
+    descriptors = []
+
+    def confirm_in_child(subscription: Any, _: set[str]) -> None:
+        sock = subscription._pubsub.connection._sock
+        for _ in range(2):
+            descriptors.append(sock.fileno())
+            presence.close_copy()
+        raise ConnectionError("only the child goes on")
+
+    monkeypatch.setattr("ha_beat.store.presence._Subscription._confirm", confirm_in_child)
+    with pytest.raises(PresenceError):
+        presence.open()
+    assert descriptors[0] >= 0 > descriptors[1]
