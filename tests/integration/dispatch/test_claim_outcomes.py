@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from ha_beat.budget import Pace
+from ha_beat.clock import SystemClock
 from ha_beat.dispatch import Answer
 from ha_beat.dispatch.brokers.adapter import Sent
 from ha_beat.errors import StoreUnavailable
@@ -108,6 +110,28 @@ def test_unreachable_broker_prevents_claims(leader: Leader):
     leader.publisher.away = "refused"
     assert leader.submit(leader.operation(), ARMED) == [Answer(AnswerKind.UNSENT, "refused"), DONE]
     assert (leader.raw(), leader.verdict("other")) == ("", "armed")
+    assert str(leader.dispatcher.obstacle) == "refused"
+    leader.publisher.away = ""
+    assert leader.submit(leader.operation()) == [DONE]
+    assert leader.dispatcher.obstacle is None
+
+
+def test_connection_that_fails_before_a_message_is_the_obstacle(leader: Leader):
+    leader.publisher.outcomes = [StoreUnavailable("away", acted=False)]
+    assert leader.submit_kinds(leader.operation()) == ["unsent"]
+    assert str(leader.dispatcher.obstacle) == "away"
+
+
+def test_batch_whose_time_is_spent_is_left_but_for_what_was_begun(leader: Leader):
+    """At least one message is sent. A request's step and a claim that was begun do not wait either."""
+    leader.dispatcher._batches._pace = Pace(SystemClock(), seconds=0.0)
+    first, *others = leader.batch(4)
+    leader.client.faults = [("claim", "lost reply")]
+    with pytest.raises(StoreUnavailable):
+        leader.submit(first)
+    kinds = leader.submit_kinds(*others, first, leader.request_step(), ARMED)
+    assert kinds == ["done", "deferred", "deferred", "done", "done", "done"]
+    assert leader.claims() == {}
 
 
 def test_broken_connection_ends_the_publishing_of_a_batch(leader: Leader):

@@ -89,6 +89,14 @@ def test_stop_in_mid_chunk_records_what_the_broker_has_accepted(leader: Leader, 
     assert new.submit(*new.batch(10)[4:]) == [DONE] * 6
 
 
+def test_message_is_not_sent_after_a_stop_took_its_claim_back(leader: Leader):
+    """The next leader sends it."""
+    leader.submit(leader.operation("first"))
+    leader.publisher.on_wait_if_alone = lambda: leader.dispatcher.resolve_own(leader.term, leader.admin)
+    assert leader.submit_kinds(leader.operation()) == ["unsent"]
+    assert (leader.publisher.sends, leader.claims(), leader.raw()) == (1, {}, "")
+
+
 def test_second_signal_in_the_wait_for_answers_ends_the_batch(leader: Leader):
     leader.publisher.answers_late = True
 

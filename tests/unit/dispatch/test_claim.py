@@ -148,6 +148,11 @@ def test_outcome_decides_the_resolution(
     assert (claim.resolution, claim.resolved().answer.kind) == (resolution, kind)
 
 
+def test_claim_that_replaces_that_of_another_occurrence_is_taken_back():
+    following = replace(operation(expected=row(Verdict.CLAIMED)), task_id="id of the next")
+    assert published(new_claim(TERM, following), UNSENT).resolution is Resolution.TAKE_BACK
+
+
 def test_step_of_a_request_is_never_kept_open():
     """A step has no row from which a later leader would send it again."""
     claim = published(new(REPUBLISH, with_row=False), UNKNOWN)
