@@ -137,6 +137,8 @@ def test_batch_with_a_sent_message_is_not_dropped_when_it_is_refused(leader: Lea
     leader.publisher.before_send = lambda _: full(True)
     with pytest.raises(StoreRefused):
         leader.submit(*batch)
+    # A full server still takes the confirmation of the first message.
+    assert leader.journal() == ["enqueued"]
     full(False)
     leader.publisher.before_send = lambda _: None
     assert not leader.dispatcher.drop_refused(batch)
