@@ -26,8 +26,10 @@ def recurrence_in(zone: str, source: Any) -> Any:
     return recurrence_of(ScheduleEntry(name="e", task="t", schedule=source, app=app_in(zone)))
 
 
-def polled_by_celery(spec: dict[str, Any], zone: str, start: datetime, end: datetime) -> list[datetime]:
-    """Return the minutes in which stock beat would send if it looked every few seconds."""
+def polled_by_celery(
+    spec: dict[str, Any], zone: str, start: datetime, end: datetime, step: timedelta = STEP
+) -> list[datetime]:
+    """Return the minutes in which stock beat would send if it looked at each step."""
     now = start
     asked = crontab(**spec, app=app_in(zone), nowfun=lambda: now.astimezone(ZoneInfo(zone)))
     last_run_at = start.astimezone(ZoneInfo(zone))
@@ -36,7 +38,7 @@ def polled_by_celery(spec: dict[str, Any], zone: str, start: datetime, end: date
         if asked.is_due(last_run_at).is_due:
             found.append(now.replace(second=0))
             last_run_at = now.astimezone(ZoneInfo(zone))
-        now += STEP
+        now += step
     return found
 
 
@@ -76,6 +78,19 @@ def test_crontab_across_a_clock_change_is_due_as_in_celery(spec, change):
     assert len(set(ours)) == len(ours)
     if CELERY < (5, 7) and "missing" in change:
         # Older Celery runs instants in the gap early or twice. They are due here as in newer Celery.
+        ours, stock = ([due for due in found if not at <= due < at + timedelta(hours=1)] for found in (ours, stock))
+    assert ours == stock
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("spec", ["at 1:45", "at 2:15", "at midnight", "Sundays at 2:30"])
+def test_crontab_of_each_day_is_due_as_in_celery_around_a_clock_change(spec, change):
+    """On the day before and the day after, too. Celery looks each quarter of an hour, when these are due."""
+    zone, at = CHANGES[change]
+    day, fields = timedelta(hours=26), CRONTABS_NEAR_CHANGES[spec]
+    ours = occurrences(crontab(**fields), at - day, at + day, app=app_in(zone))
+    stock = polled_by_celery(fields, zone, at - day, at + day, timedelta(minutes=15))
+    if CELERY < (5, 7) and "missing" in change:
         ours, stock = ([due for due in found if not at <= due < at + timedelta(hours=1)] for found in (ours, stock))
     assert ours == stock
 
