@@ -1,4 +1,7 @@
-"""Base of the scheduler classes whose entries other programs edit in a store."""
+"""Base of the scheduler classes whose entries other programs edit in a store.
+
+This is Celery's side. :mod:`ha_beat.schedule_sources.stored_source` provides the same entries to the leader.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Schedule source for entries that other programs edit: the base for databases and for redbeat.
 
 Threads read the store into a table in memory, which the main loop uses. On the leader they write the run state.
+The scheduler classes with such a source inherit from :class:`~ha_beat.stored_scheduler.StoredScheduler`.
 """
 
 from __future__ import annotations
