@@ -68,6 +68,9 @@ def removed(guard: Guard) -> dict[str, int]:
 
 
 def main(*names: str) -> None:
+    unknown = set(names) - {guard.name for guard in WATCHED}
+    if unknown:
+        raise SystemExit(f"no guard of tests/guards.toml has this name: {', '.join(sorted(unknown))}")
     os.chdir(ROOT)
     # A failed test is the wanted result: it must not be rerun.
     os.environ.pop("PYTEST_ADDOPTS", None)

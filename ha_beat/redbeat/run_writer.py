@@ -73,7 +73,7 @@ class RunWriter:
         unwritten = {}
         for key, meta in differing.items():
             known, entry_id = self._table.records.get(key), self._table.id_of(key)
-            # The reader handles all other changes by programs.
+            # The reader finds all other changes by programs.
             if meta is not None and known is not None and b'"total_run_count"' in meta:
                 self._table.ran(key, Record(known.definition, meta, known.stamp))
                 unwritten[entry_id] = runs[entry_id]

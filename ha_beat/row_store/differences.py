@@ -14,7 +14,7 @@ from typing import Any
 from ha_beat.clock import Clock
 from ha_beat.row_store.backend import RowQueries, Totals
 
-#: Known rows in a range from which on the range is halved. In a smaller one the primary keys are read.
+#: A range with more known rows than this is halved. The primary keys of other ranges are read.
 _RANGE = 1000
 
 #: Share of the time for comparisons if no saved row explains the mark, and if one does.

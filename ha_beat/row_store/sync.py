@@ -155,7 +155,7 @@ class WritingThread(DatabaseThread):
             return
         self._duties.expect(self.duty, within=LATE_AFTER)
         if self._seen_term != term.nonce:
-            # Leave the first turn of a term to the main loop, as the reading does.
+            # Leave the first turn of a term to the main loop, as the reading thread does.
             self._seen_term = term.nonce
             return
         try:

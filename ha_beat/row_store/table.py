@@ -92,7 +92,7 @@ class RowTable(Table):
         self._note_changed([*map(str, gone), *map(str, made)])
 
     def _make(self, differing: Mapping[Any, Row]) -> dict[Any, RowEntry | None]:
-        """Make the entries of the enabled ones of these rows. Report a row that can't be read, as ``None``."""
+        """Make the entries of the enabled ones of these rows. A row that can't be read is reported and has ``None``."""
         made: dict[Any, RowEntry | None] = {}
         for chunk in chunks(list(differing)):
             for pk, model in self._query.models(chunk):

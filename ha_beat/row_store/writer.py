@@ -140,9 +140,9 @@ class RowWriter:
         failed: FailedRows,
         unwritten: set[str],
     ) -> list[Exception]:
-        """Write the rows in chunks, and each row that ``failed`` before separately. Update ``failed``.
+        """Write the rows in chunks, but separately each row that is in ``failed``. Update ``failed``.
 
-        What was written is removed from ``unwritten``.
+        Written rows are removed from ``unwritten``.
 
         Returns:
             The error that ended the writing, if it is not the rows' fault.
