@@ -1,5 +1,6 @@
-"""`check` and `status --watch` while there is no leader that has loaded the schedule."""
+"""Exit status of `check`, and `status --watch` during an outage."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,6 +55,25 @@ def test_check_does_not_wait_for_a_leader_of_another_app(monkeypatch):
     checked = invoke(monkeypatch, SimpleNamespace(app=app, **parts), "check")
     assert (checked.exit_code, "their app" in checked.output) == (1, True)
     assert clock.elapsed() == began
+
+
+@pytest.mark.parametrize(
+    ("member", "paused", "status"),
+    [
+        ({"overdue_ms": 60_000}, "", 0),
+        ({"overdue_ms": 60_001}, "", 1),
+        ({"overdue_ms": 60_001}, '{"since_ms": 1}', 0),
+        ({"not_ready": {"broker_unreachable": "refused"}}, "", 1),
+        ({"taken_up": False, "not_ready": {"not_taken_up": ""}}, "", 1),
+    ],
+    ids=["late", "too late", "paused", "not ready", "not loaded"],
+)
+def test_check_fails_if_the_leader_does_not_keep_up(monkeypatch, member, paused, status):
+    lease = LeaseRecord("one", 1, state="held", ttl_ms=10_000)
+    view = replace(seen(lease, Member("one", "leader", **{"taken_up": True, **member})), paused=paused)
+    parts = {"clock": SettableClock(), "settings": Settings(cluster="c"), "ledger": SimpleNamespace(read=dict)}
+    cluster = SimpleNamespace(app=Celery(set_as_current=False), view=lambda: view, **parts)
+    assert invoke(monkeypatch, cluster, "check").exit_code == status
 
 
 def test_watch_survives_an_outage_that_begins_between_two_reads(monkeypatch):

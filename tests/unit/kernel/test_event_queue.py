@@ -129,3 +129,15 @@ def test_thread_that_ends_is_started_again():
     (restart,) = emitted.of(events.ThreadRestarted)
     assert (restart.thread_name, restart.detail) == ("lasting", "SystemExit: a library did it")
     thread.stop()
+
+
+def test_stopped_thread_is_not_started_again():
+    runs: list[int] = []
+    thread = LastingThread(name="lasting", run=lambda: runs.append(1), clock=SystemClock(), emit=EventLog().append)
+    thread.keep_running()
+    thread.stop()
+    for _ in range(2):
+        thread.join(10)
+        thread.keep_running()
+    thread.join(10)
+    assert runs == [1]
