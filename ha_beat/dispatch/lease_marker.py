@@ -94,7 +94,7 @@ class _OtherStore:
             self.sighting = _Sighting(mark, last.since)
         else:
             self.sighting = _Sighting(mark, self._clock.elapsed())
-        if mark.gen != self._reported_gen and not self.abandoned:
+        if mark.gen != self._reported_gen:
             self._reported_gen = mark.gen
             self._report(mark)
 

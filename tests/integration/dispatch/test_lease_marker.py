@@ -12,7 +12,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ha_beat import events
-from ha_beat.dispatch import FencedOff
+from ha_beat.dispatch import FencedOff, lease_marker
 from ha_beat.dispatch.lease_marker import LeaseMark, LeaseMarker, read_mark
 from ha_beat.duties import Duties
 from ha_beat.errors import StoreUnavailable
@@ -135,6 +135,24 @@ def test_deleted_marker_permits_the_other_store_without_a_wait(one: Side, two: S
     two.require()
 
 
+def test_other_store_whose_marker_returns_is_reported_again(one: Side, two: Side):
+    for _ in range(2):
+        one.require()
+        assert not two.may_campaign()
+        two.broker.delete(KEYS.store)
+        assert two.may_campaign()
+    assert len(two.reported) == 2
+
+
+def test_standby_reads_the_marker_once_per_second(one: Side, monkeypatch: pytest.MonkeyPatch):
+    reads: list[float] = []
+    monkeypatch.setattr(lease_marker, "read_mark", lambda *_: reads.append(one.clock.elapsed()))
+    for _ in range(10):
+        one.clock.advance(0.25)
+        one.marker.observe_as_standby()
+    assert len(reads) == 3
+
+
 def test_flushed_store_is_the_same_store(one: Side):
     """It has the same server process and database, so that no wait is needed."""
     one.require()
@@ -222,8 +240,20 @@ def test_marker_that_cannot_be_kept_prevents_dispatch(one: Side):
     with pytest.raises(StoreUnavailable) as caught:
         one.require()
     assert not caught.value.acted
+    assert Duty.MARK_LEASE in one.duties.late()
     one.broker = good
     one.require()
+    assert one.duties.late() == {}
+
+
+def test_standby_is_not_late_with_the_marker(one: Side):
+    good = one.broker
+    one.broker = redis.Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
+    with pytest.raises(StoreUnavailable):
+        one.require()
+    one.broker = good
+    assert one.may_campaign()
+    assert one.duties.late() == {}
 
 
 def test_missing_right_disables_the_marker(redis_server: RedisServer):
