@@ -202,6 +202,47 @@ def test_reload_within_a_term_goes_on_in_parts_while_due_entries_are_sent(leader
     assert leader.dispatcher.ledger.of(["e0"])["e0"].verdict is Verdict.ABSENT
 
 
+def test_entry_that_is_deleted_during_the_load_stays_deleted(leader: Leader):
+    """The load has listed its entries before, and would add the deleted one again."""
+    leader.use(Certain(**leader.source.last_run))
+    load_all(leader)
+    leader.lead("two").turn(2)
+    assert not complete(leader)
+    deleted = f"e{COUNT - 1}"
+    del leader.source.last_run[deleted]
+    leader.enqueuer.reload(ScheduleChange(frozenset({deleted})))
+    load_all(leader)
+    assert leader.enqueuer.due_queue.get(deleted) is None
+    assert leader.dispatcher.ledger.of([deleted])[deleted].verdict is Verdict.ABSENT
+
+
+class Raising(Certain):
+    """Schedule whose first load ends with an error."""
+
+    raised = False
+
+    def load(self, ids: Set[str] | None = None) -> Iterable[ScheduledEntry]:
+        for number, entry in enumerate(super().load(ids)):
+            if number == 2 * PART and not self.raised:
+                self.raised = True
+                raise KeyError("schedule")
+            yield entry
+
+
+def test_entries_after_an_error_of_the_schedule_are_not_deleted(leader: Leader):
+    """The iterator over the schedule has ended with the error."""
+    leader.use(Certain(**leader.source.last_run))
+    load_all(leader)
+    entries = [f"e{number}" for number in range(COUNT)]
+    rows = leader.dispatcher.ledger.read_some(entries)
+    leader.use(Raising(**leader.source.last_run)).lead("two")
+    with pytest.raises(KeyError):
+        leader.turn(20)
+    load_all(leader)
+    assert len(leader.enqueuer.due_queue) == COUNT + 1
+    assert leader.dispatcher.ledger.read_some(entries) == rows
+
+
 def test_entries_ahead_of_the_clock_are_reported_once(leader: Leader):
     ahead = enqueued(leader.source.now() + timedelta(hours=1)).encoded()
     for number in range(COUNT):

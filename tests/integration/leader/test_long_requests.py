@@ -204,6 +204,17 @@ def test_message_of_a_request_is_built_once(leader: RequestLeader):
     assert leader.sent == 1
 
 
+def test_message_that_was_begun_in_an_earlier_term_is_not_sent_again(leader: RequestLeader):
+    sender = leader.stub.dispatcher = Sender(leader)
+    sender.after_send = raising_once(StoreUnavailable("the reply was lost"))
+    run = leader.post(RequestKind.RUN, entry="e")
+    leader.attend()
+    leader.lead("another")
+    leader.attend()
+    assert leader.reply_to(run).code is ReplyCode.SENT_EARLIER
+    assert leader.sent == 1
+
+
 @pytest.mark.parametrize("locked", [True, False])
 def test_requested_message_with_an_expiry_is_built_again(leader: RequestLeader, locked: bool):
     """The expiry counts from the build. If the task declines because of its own lock, the first message is sent."""

@@ -1,13 +1,15 @@
 """Retries of entries whose message cannot be built."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from ha_beat.dispatch import MessageFailed
 from ha_beat.leader.batches.build_retries import BuildRetries
 from ha_beat.leader.due_queue import DueQueue
-from ha_beat.leader.entry import EntryState
+from ha_beat.leader.entry import EntryState, Failure
 from ha_beat.leader.open_claims import OpenClaims
 from ha_beat.reasons import BuildFault, Verdict
 from ha_beat.store.ledger import LedgerRow
@@ -36,3 +38,15 @@ def test_occurrence_after_an_abandoned_one_has_fresh_retries():
     claims.record_resend_uncertain(nothing, DueQueue(), None, state)
     assert not state.resend
     assert [fail(), len(log)] == [0.5, 2]
+
+
+@pytest.mark.parametrize(
+    ("due", "first_tried", "past"),
+    [(59, 59, False), (61, 59, True), (3600, 59, False), (3600, 61, True)],
+    ids=["on time", "too late", "caught up", "caught up too late"],
+)
+def test_deadline_of_a_late_catch_up_counts_from_its_first_attempt(due: float, first_tried: float, past: bool):
+    """Both are in seconds before now."""
+    state = EntryState(scheduled(), NOW, failure=Failure(NOW - timedelta(seconds=first_tried)))
+    failure = BuildRetries(60.0, EventLog().append).past_deadline(state, NOW - timedelta(seconds=due), NOW)
+    assert (failure is state.failure) == past
