@@ -68,15 +68,15 @@ class GuardedTask(Task):  # type: ignore[type-arg]
         """
         header = header_in(self.request)
         if header is not None and _is_second(self.app, task_id, header, self.guard_ttl):
-            about = {name: str(header.get(name, "")) for name in ("entry", "scheduled_at")} | {"task_id": task_id}
-            values = {**about, "task": self.name}
+            about = {name: str(header.get(name, "")) for name in ("entry", "scheduled_at")}
+            values = {**about, "task": self.name, "task_id": task_id}
             logger.warning(
                 "Dropped the message of %(entry)s of %(scheduled_at)s (%(task)s[%(task_id)s]): another message of the "
                 "same occurrence has run",
                 values,
                 extra={"action": "message_dropped", **values},
             )
-            message_dropped.send(sender=self, **about)
+            message_dropped.send(sender=self, task_id=task_id, **about)
             raise Ignore
         super().before_start(task_id, args, kwargs)
 
