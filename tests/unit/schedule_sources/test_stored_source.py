@@ -1,4 +1,4 @@
-"""Order in which the entries of a store are forecast and loaded."""
+"""Order in which the entries of a store are forecast and loaded, and the changes since a load."""
 
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -8,7 +8,7 @@ from celery.schedules import schedule
 
 from ha_beat.schedule.recurrence import Interval
 from ha_beat.schedule_sources import stored_source
-from ha_beat.schedule_sources.stored_source import StoredSource
+from ha_beat.schedule_sources.stored_source import StoredSource, Table
 from tests.support.clocks import SteppedClock
 
 
@@ -51,3 +51,16 @@ def test_order_of_many_different_schedules_is_computed_for_a_short_time():
     assert source._clock.ahead <= stored_source._ORDER_BUDGET + 0.01
     computed = round(source._clock.ahead / 0.01)
     assert order == [*range(computed - 1, -1, -1), *range(computed, 500)]
+
+
+def test_changes_beyond_the_memory_load_all_entries(monkeypatch):
+    monkeypatch.setattr(stored_source, "_REMEMBERED", 3)
+    table = Table(lambda _: None)
+    assert table.changed_since(0) is None
+    table._note_changed(["a"])
+    table._note_changed(["b"])
+    assert [table.changed_since(number) for number in range(3)] == [{"a", "b"}, {"b"}, set()]
+    table._note_changed(["c", "d"])
+    assert [table.changed_since(number) for number in range(4)] == [None, None, {"c", "d"}, set()]
+    table._note_changed("efgh")
+    assert [table.changed_since(number) for number in (3, 4)] == [None, set()]

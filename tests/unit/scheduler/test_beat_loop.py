@@ -32,6 +32,7 @@ def test_leader_steps_down_each_time_its_turns_have_failed_for_the_stall_timeout
     handle.progress.side_effect, handle.term = None, None
     loop.turn()
     assert runtime.monitoring.status.last_error == ""
-    handle.progress.side_effect = KeyError("a bug")
+    clock.advance(STALL_TIMEOUT + 1)
+    handle.progress.side_effect, handle.term = KeyError("a bug"), Mock()
     loop.turn()
     assert (runtime.events.emit.call_count, handle.step_down.call_count) == (2, 2)
