@@ -195,6 +195,19 @@ def test_claim_that_is_unsent_before_its_deadline_is_not_uncertain(shared_redis:
     assert (heir.claims(), heir.verdicts(), len(heir.sent())) == ([], {"enqueued"}, 29)
 
 
+def test_claim_that_is_not_sent_again_until_its_deadline_is_uncertain(shared_redis: RedisServer, due: datetime):
+    """The first message may have been enqueued. Occurrences without a claim are skipped."""
+    killed_in_mid_publish(shared_redis, Release(REPUBLISH, due))
+    claimed = {json.loads(claim.split(" ", 1)[1])["entry"] for claim in shared_redis.client().hvals(KEYS.claims)}
+    heir = Replica(shared_redis, "heir", Release(REPUBLISH, due))
+    heir.use(heir.source, publish_deadline=20.0, handover_after=1000.0).publisher.away = "no broker"
+    heir.run(40, after=1.0)
+    rows = heir.dispatcher.ledger.of(NAMES)
+    assert {rows[name].verdict for name in claimed} == {Verdict.UNCERTAIN}
+    assert {rows[name].verdict for name in {*NAMES} - claimed} == {Verdict.ENQUEUED, Verdict.SKIPPED}
+    assert "open" not in heir.claims()
+
+
 def test_slow_broker_gets_as_many_messages_as_the_time_allows(shared_redis: RedisServer, due: datetime):
     """Each message takes 0.2 s. Only messages that are sent soon are claimed, and each one counts as progress."""
     leader = Replica(shared_redis, "slow", Release(SKIP, due))

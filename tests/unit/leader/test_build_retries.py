@@ -50,3 +50,12 @@ def test_deadline_of_a_late_catch_up_counts_from_its_first_attempt(due: float, f
     state = EntryState(scheduled(), NOW, failure=Failure(NOW - timedelta(seconds=first_tried)))
     failure = BuildRetries(60.0, EventLog().append).past_deadline(state, NOW - timedelta(seconds=due), NOW)
     assert (failure is state.failure) == past
+
+
+@pytest.mark.parametrize("builds", [0, 1])
+def test_old_instants_expire_only_if_the_message_cannot_be_built(builds: int):
+    """If the broker fails, they are coalesced with the newest one."""
+    since = NOW - timedelta(seconds=100)
+    state = EntryState(scheduled(every=10, last_run=since), since, failure=Failure(since, builds=builds), due_at=since)
+    expired = BuildRetries(60.0, EventLog().append).expired(state, NOW)
+    assert (expired and expired[0].count) == (5 if builds else None)
