@@ -59,7 +59,7 @@ def test_request_that_waits_for_the_broker_is_not_rejected(leader: RequestLeader
     assert leader.reply_to(run) is None
 
 
-def begin_backfill(leader: RequestLeader, minutes: int) -> Request:
+def begin_backfill(leader: RequestLeader, minutes: int, **args: Any) -> Request:
     """Post a backfill of skipped instants. A page of the journal takes 1 s, and ten messages take 0.5 s."""
     until = leader.stub.now().replace(microsecond=0)
     since = until - timedelta(minutes=minutes)
@@ -78,7 +78,7 @@ def begin_backfill(leader: RequestLeader, minutes: int) -> Request:
         pipe.xadd(KEYS.journal, {"n": n + 1, "d": json.dumps({**skipped, "entry": f"other {n}" if n else "e"})})
     pipe.execute()
     arguments = {name: round(at.timestamp() * 1_000_000) for name, at in (("from", since), ("to", until))}
-    return leader.post(RequestKind.BACKFILL, entry="e", **arguments)
+    return leader.post(RequestKind.BACKFILL, entry="e", **arguments, **args)
 
 
 def outcomes_of(leader: RequestLeader, backfill: Request) -> Counter[str]:
@@ -213,6 +213,17 @@ def test_message_that_was_begun_in_an_earlier_term_is_not_sent_again(leader: Req
     leader.attend()
     assert leader.reply_to(run).code is ReplyCode.SENT_EARLIER
     assert leader.sent == 1
+
+
+def test_backfill_is_completed_after_a_lost_reply(leader: RequestLeader):
+    sender = leader.stub.dispatcher = Sender(leader)
+    sender.after_send = raising_once(StoreUnavailable("the reply was lost"))
+    # The journal is trimmed while the messages are sent.
+    backfill = begin_backfill(leader, 15, force=True)
+    for _ in range(20):
+        leader.attend()
+    assert leader.reply_to(backfill).code is ReplyCode.BACKFILLED
+    assert leader.sent == 15
 
 
 @pytest.mark.parametrize("locked", [True, False])
