@@ -111,13 +111,17 @@ class SkipReason(StrEnum):
 
 
 class Verdict(StrEnum):
-    """State of an entry's newest occurrence in its ledger row."""
+    """What an entry's ledger row records last: the state of its newest occurrence, or of the entry itself."""
 
+    #: The entry has a position, and no occurrence since.
     ARMED = "armed"
+    #: A message is about to be sent, or its outcome is not recorded yet.
     CLAIMED = "claimed"
     ENQUEUED = "enqueued"
     SKIPPED = "skipped"
+    #: It stays unknown whether the broker has the message.
     UNCERTAIN = "uncertain"
+    #: The entry was deleted or disabled.
     ABSENT = "absent"
 
 
@@ -195,18 +199,29 @@ class AnswerKind(StrEnum):
     """Outcome of one dispatch operation."""
 
     DONE = "done"
+    #: It was done before.
     MINE = "mine"
+    #: Nothing was done, because the row is not the expected one.
     MOVED = "moved"
+    #: Nothing was done: Redis or the broker refused the message.
     ERROR = "error"
+    #: The message was not sent, because the broker was out of reach or the term ended.
     UNSENT = "unsent"
+    #: Some of the message's queues have it.
     PARTIAL = "partial"
+    #: Nothing was done, because the time of the batch was spent.
     DEFERRED = "deferred"
     #: Nothing was done, because the cluster is paused; with the detail ``entry``, because the entry is.
     PAUSED = "paused"
+    #: Nothing was done, because a message keeps the entry busy.
     OVERLAP = "overlap"
+    #: Nothing was done, because the request no longer waits.
     WITHDRAWN = "withdrawn"
+    #: The outcome is unknown, and was recorded as such.
     UNCERTAIN = "uncertain"
+    #: The outcome is unknown, and the message is to be sent again.
     AGAIN = "again"
+    #: The entry's task published nothing.
     DECLINED = "declined"
 
 

@@ -38,9 +38,9 @@ class Operation:
 
     ``expected`` is the row as last read, empty for none. ``records`` go to the journal. An operation with a ``request``
     id is that request's step number ``step``, from 1, and leaves the row alone. ``uncertain`` is the policy for a
-    message of unknown outcome. ``scheduled_ms`` is the due instant in Unix milliseconds; Redis refuses an instant ahead
-    of its clock. ``busy_ms`` is the time, in ms, for which the message keeps the entry busy unless it ends earlier.
-    ``overlaps``: the message is enqueued even if the entry is busy.
+    message of unknown outcome. ``scheduled_ms`` is the due instant plus the entry's jitter, in Unix milliseconds; Redis
+    refuses a time ahead of its clock. ``busy_ms`` is the time, in ms, for which the message keeps the entry busy unless
+    it ends earlier. ``overlaps``: the message is enqueued even if the entry is busy.
     """
 
     entry: str
@@ -76,7 +76,8 @@ class Answer:
     """Outcome of one operation.
 
     ``detail`` is the row in the ledger for ``moved``, ``uncertain`` and ``again``, and the error's text for ``error``,
-    ``unsent`` and ``partial``.
+    ``unsent`` and ``partial``, and for an ``uncertain`` step of a request, which has no row. For ``paused`` it is
+    ``entry`` if only the entry is paused. For ``overlap`` it is ``unreported`` if no worker reports ends of messages.
     """
 
     kind: AnswerKind
@@ -175,7 +176,9 @@ class Dispatcher(Protocol):
     def submit(
         self, term: Term, operations: Sequence[Operation], meanwhile: Callable[[], None] | None = None
     ) -> list[Answer]:
-        """Carry out a batch with at most one operation per entry. Submitting the same batch again is safe.
+        """Carry out a batch. Submitting the same batch again is safe.
+
+        A batch has at most one operation per entry, or several steps of one request.
 
         ``meanwhile``, which must not raise, may be called once while the batch is under way.
 

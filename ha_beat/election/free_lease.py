@@ -16,7 +16,7 @@ PREFERENCE, PREFERENCE_POLLS = 1.0, 3
 
 
 def see(before: Sighting | None, view: LeaseView, record: LeaseRecord, now: float) -> Sighting:
-    """Return the sighting of now. Instants of states that have not changed are those of ``before``."""
+    """Return the sighting that follows from this view. A state that has not changed keeps its instant."""
     unmoved = before is not None and (before.record.epoch, before.record.seq, before.record.state) == (
         record.epoch,
         record.seq,

@@ -18,9 +18,9 @@ from ha_beat.store.lease import Acquired, Term
 class TermOrigin:
     """Origin of a term: what its acquisition found, and the circumstances.
 
-    ``acquired.term`` is the term before any renewal. ``lost_at`` is when Redis was last found unreachable, or ``None``
-    if it never was: an earlier server did nothing after that. ``back_at`` is when Redis was reachable again, on
-    ``Clock.elapsed``.
+    ``acquired.term`` is the term before any renewal. ``lost_at`` is the scheduling time at which Redis was last found
+    unreachable, ``None`` if it never was. If Redis is another server process since then, the earlier one did nothing
+    later. ``back_at`` is when Redis was reachable again, on ``Clock.elapsed``.
     """
 
     acquired: Acquired
@@ -36,8 +36,8 @@ class TermOrigin:
 class LeaderHandle:
     """State shared by the main loop and the election thread.
 
-    Each attribute is written and read as a whole, and a request is taken out of a box. No lock is needed, so the signal
-    handler of the main thread may run at any point.
+    Each attribute is written and read as a whole. What the main loop asks of the election lies in a box until it is
+    taken out. No lock is needed, so the signal handler of the main thread may run at any point.
     """
 
     def __init__(self, clock: Clock, wake_election: Callable[[], None] = lambda: None) -> None:
@@ -51,7 +51,7 @@ class LeaderHandle:
         self._progress_at = clock.elapsed()
         self._requests_pending = False
         self._changed = threading.Event()
-        # Boxes for what the main loop requests. The newest request replaces an older one.
+        # Boxes for what the main loop asks of the election. The newest content replaces an older one.
         self._step_down: deque[StepDown] = deque(maxlen=1)
         self._fence: deque[Fenced] = deque(maxlen=1)
 

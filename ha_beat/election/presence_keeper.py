@@ -20,7 +20,7 @@ _SLICE = 0.1
 
 
 class PresenceKeeper:
-    """Opens the presence connection, opens it again after a loss, waits on it and reports its losses."""
+    """Keeper of the presence connection: it opens it, waits on it, reports its loss and then opens it again."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Reports of the election, each made once per change."""
+"""Reports of the election: each change is reported once, and every campaign and renewal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ha_beat.store.lease import Acquired, LeaseRecord, LeaseView, Lost, Refused,
 
 
 class ElectionReports:
-    """Emits an event when the leader, an obstacle or a failure differs from the last one reported."""
+    """Reporter of the election. A leader, an obstacle or a failure is reported if it differs from the last one."""
 
     def __init__(self, replica: Replica, emit: Callable[[events.Event], None]) -> None:
         self._replica = replica

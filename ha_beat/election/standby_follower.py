@@ -12,7 +12,10 @@ _FOLLOW_INTERVAL = 1.0
 
 
 class StandbyFollower:
-    """Calls ``follow`` about once a second, and when a term is first seen. A failure does not disturb the election."""
+    """Caller of ``follow``: about once a second, and when a term is first seen.
+
+    An exception of ``follow`` does not stop the election.
+    """
 
     def __init__(self, follow: Callable[[], None] | None, duties: Duties) -> None:
         self._follow = follow

@@ -2,7 +2,7 @@
 
 ::
 
-            lease free, stale or its leader gone           renewed
+            lease free, expired or holder gone             renewed
     STANDBY ------------------------------> LEADER --------------------+
        ^    Campaign -> Acquired              |  ^                     |
        |                                      |  +---------------------+
@@ -16,8 +16,8 @@ thread, the tests and the simulation run the same code. Every instant is on ``Cl
 for the holder's full ``ttl`` from its *first sight* of that attempt's ``seq``. The trust therefore ends first.
 
 *Failure handling.* A renewal succeeds, is refused (lost), is late or has an unknown outcome. Late and unknown renewals
-are repeated while the trust lasts. These rules keep changes of leader rare. That no occurrence is enqueued twice is
-proven by the dispatch script.
+are repeated while the trust lasts. These rules only keep changes of leader rare. The dispatch script ensures that no
+occurrence is enqueued twice.
 """
 
 from __future__ import annotations

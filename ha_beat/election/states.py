@@ -71,7 +71,7 @@ class Standby:
     #: Presence channel that had a subscriber after the last outage and after the last loss of this replica's own
     #: presence, ``""`` for none. If it has no subscriber now, its holder is gone.
     counted: str = ""
-    #: True while this replica has seen no outage and no loss of presence since its start.
+    #: True from the start of this replica until it leads, or notices an outage, a loss of presence or an error.
     unbroken: bool = False
     #: When Redis was first seen without a lease.
     no_lease_since: float | None = None
@@ -121,8 +121,8 @@ class Campaign:
 
     expected: Expected | None
     reason: TermStart
-    #: Id of the only replica that may campaign before ``open_at``. If there was no lease, the replicas that remember
-    #: one may.
+    #: Before ``open_at``, only the replica with the id ``preferred`` may campaign. If there is no lease, only replicas
+    #: that remember the cluster's positions may campaign before ``open_at``.
     preferred: str = ""
     open_at: float = 0.0
 
@@ -221,7 +221,10 @@ class StepDown:
 
 @dataclass(frozen=True, slots=True)
 class Fitness:
-    """Fitness of this replica to lead. Only a fit replica campaigns, and a stalled leader releases the lease."""
+    """Fitness of this replica to lead, and a requested step-down.
+
+    Only a fit replica campaigns. A stalled leader, and one that is to step down, releases the lease.
+    """
 
     stalled: bool = False
     step_down: StepDown | None = None

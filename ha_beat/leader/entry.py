@@ -90,7 +90,8 @@ class EntryState:
     _row: LedgerRow | str | None = None
     #: True until the first write after the entry was disabled and enabled again.
     resumed: bool = False
-    #: Due instant in addition to those of the recurrence, because an edit has moved one to the position or before.
+    #: Due instant in addition to those of the recurrence: an edit has moved one to the position or before, or asks the
+    #: entry to run now.
     owed: datetime | None = None
     #: Occurrences up to this time may have been enqueued before a loss of state, so that a skip proves nothing.
     doubted_until: datetime | None = None

@@ -18,7 +18,7 @@ from ha_beat.schedule.occurrence import FOREVER, Occurrence
 from ha_beat.store.lease import Term
 from ha_beat.store.ledger import LedgerRow
 
-#: Milliseconds from the time of a batch to its submission that its records need not show.
+#: Milliseconds between the build of a batch and its submission that its records need not show.
 _PROMPT_MS = 100
 
 #: Placeholder for a time in ms. No text in JSON contains it.
@@ -51,7 +51,7 @@ class EntryOperation:
         return self.decision is not None and self.decision.send is not None
 
     def operation_at(self, ms: int) -> Operation:
-        """Return the operation as it is submitted at this time in ms. If that is later, its records show the time."""
+        """Return the operation to submit at this time in ms. Its records show the time if it was built much earlier."""
         if ms - self.row.dispatched_ms < _PROMPT_MS:
             return self.operation
         records = tuple(json.dumps({**json.loads(record), "ms": ms}) for record in self.operation.records)
@@ -144,7 +144,7 @@ class LedgerWriter:
         return sent.with_raw()
 
     def arm(self, state: EntryState, *, in_doubt_until: datetime | None = None) -> EntryOperation:
-        """Record the entry's position. Later occurrences that are not in doubt are owed by each leader."""
+        """Record the entry's position. Leaders owe what is due after it, and after ``in_doubt_until``."""
         row = self.row(state, state.position, Verdict.ARMED, in_doubt_until=in_doubt_until)
         return EntryOperation(state, Operation(state.id, state.expected, row.raw), row)
 

@@ -23,7 +23,7 @@ class PauseState:
         self.current: Pause | None = None
         #: Pauses of entries by id, also those that have ended and whose instants have no verdict yet.
         self.entries: Mapping[str, EntryPause] = {}
-        #: True if Redis refused a batch since the pause was last read.
+        #: True if Redis refused a message, because the cluster is paused, since the pause was last read.
         self.refused = False
         #: Nonce of the term under which the pause was last read; empty if it may have changed since.
         self._read_under = ""

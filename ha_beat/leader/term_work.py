@@ -34,7 +34,7 @@ class TermWork:
     def __init__(
         self, parts: LeaderParts, origin: TermOrigin, slow: SlowArguments, dispatcher: Dispatcher | None = None
     ) -> None:
-        """``dispatcher`` is the previous term's. It confirms late until this term chooses another."""
+        """``dispatcher`` is the previous term's. Late confirmations go through it until this term chooses another."""
         self._parts = parts
         self._origin = origin
         self._planner = Planner(parts.source, parts.emit)

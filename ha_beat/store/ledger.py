@@ -44,9 +44,9 @@ class LedgerRow:
 
     ``base`` is Celery's ``last_run_at``: the next occurrence is counted from it. ``scheduled_at`` is the due instant of
     the last occurrence, ``None`` if there was none. ``signature`` identifies the entry's schedule, and ``following`` is
-    the next instant of that schedule. ``owed`` is an instant that the schedule does not have, because an edit has
-    moved the only one to ``base`` or before. Occurrences up to ``in_doubt_until`` may have been enqueued: state was
-    lost, and the leader that recovered it did not have the entry. ``raw`` is the row in Redis.
+    the next instant of that schedule. ``owed`` is an instant that the schedule does not have: an edit has moved the
+    only one to ``base`` or before, or asks the entry to run now. Occurrences up to ``in_doubt_until`` may have been
+    enqueued: state was lost, and the leader that recovered it did not have the entry. ``raw`` is the row in Redis.
     """
 
     base: datetime

@@ -27,7 +27,7 @@ class _Message:
 
 
 class UnansweredMessages:
-    """Messages of one channel that have no answer yet, by number from 1. Most methods are events of the channel."""
+    """Messages of one channel that have no answer yet, by number from 1. Most methods handle events of the channel."""
 
     def __init__(self, answer: Callable[[Delivery, Sent], None]) -> None:
         self._answer = answer

@@ -85,6 +85,7 @@ class ClaimStore:
                     continue
                 if state == "open" or claim.unsent:
                     claims.append(claim)
+                # An epoch is Redis' time in ms at the start of the term, or more.
                 elif term.epoch - written_ms > _KEEP_UNCERTAIN / timedelta(milliseconds=1):
                     stale.append(field)
             if stale:

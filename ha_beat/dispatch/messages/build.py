@@ -52,7 +52,7 @@ def entry_code() -> Iterator[None]:
 
 
 class OccurrenceProducer(Producer):  # type: ignore[misc, unused-ignore]
-    """Producer of the messages of an occurrence: it counts them and gives each a task id."""
+    """Producer of the messages of an occurrence: it counts them, and gives each further one its own task id."""
 
     #: Number of publishes, including those that reach no queue.
     publishes = 0

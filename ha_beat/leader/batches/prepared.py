@@ -96,7 +96,7 @@ class PreparedOccurrences:
         return len(self._found)
 
     def read_recipes(self, dispatcher: Dispatcher) -> None:
-        """Read what the messages of due entries have in common. For entries ahead, it stays valid for a slice."""
+        """Read what all messages have in common. :meth:`prepare` uses it for a slice before it reads again."""
         dispatcher.recipes.refresh()
         self._recipes, self._read_until = dispatcher.recipes, self._parts.clock.elapsed() + _SLICE
 

@@ -21,7 +21,7 @@ from ha_beat.store.lease import Term
 
 @dataclass(slots=True)
 class Submission:
-    """Batch that is submitted until it has an answer.
+    """Batch without an answer. It is submitted again until it has one.
 
     ``from_queue``: its entries can be judged again. ``unknown``: an attempt may have been carried out.
     """
@@ -130,6 +130,7 @@ class Submitter:
         if not self._pending.operations or not suspect:
             return False
         try:
+            # Any read shows whether Redis answers.
             dispatcher.ledger.notes(["any"])
         except StoreError:
             return False

@@ -151,9 +151,7 @@ class RequestHandler:
         return complete
 
     def _waiting(self) -> list[Request]:
-        """Return the requests to serve, in order. Withdraw those past their deadline.
-
-        Forget the progress of requests that no longer wait.
+        """Return the requests to serve, in order. Withdraw those past their deadline, and forget those that are gone.
 
         Backfills come last, so that a long one does not hold up the others. One of them works per turn.
         """

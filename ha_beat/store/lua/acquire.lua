@@ -1,12 +1,12 @@
 -- Acquire the lease for a new term, if it is still as the candidate saw it.
 -- KEYS: lease, ledger, journal
--- ARGV: expected epoch ('' for no record), expected seq, absent ('1': only while the presence channel in the record has no
---       subscriber), highest epoch that the candidate has seen, fingerprint of its app, new gen, presence channel to
---       register, schema of this version, code of why the lease is free, holder, journal size ('' for no limit),
---       then name and value of the other fields of the record
+-- ARGV: expected epoch ('' for no record), expected seq, absent ('1': only while the presence channel in the record has
+--       no subscriber), highest epoch that the candidate has seen, fingerprint of its app, new gen, presence channel to
+--       register, schema of this version, code of why the lease is free, holder, journal size ('' for no limit), then
+--       name and value of the other fields of the record
 -- Returns {'refused', code}, {'foreign_app', fingerprint}, {'newer_schema', schema} or {'acquired', epoch, gen,
--- previous gen of the lease, of the ledger, run id, run id of the last completed takeover, its unfinished recovery,
--- time in ms, registered presence channel ('' for none), previous holder}.
+-- previous gen of the lease, of the ledger, run id, run id of the last completed takeover, note of an unfinished
+-- recovery ('' for none), time in ms, registered presence channel ('' for none), previous holder}.
 local lease, ledger, journal = KEYS[1], KEYS[2], KEYS[3]
 local expected_epoch, expected_seq, absent, seen_epoch, fingerprint, new_gen, presence, schema, reason, holder,
   journal_size = unpack(ARGV, 1, 11)
@@ -46,7 +46,7 @@ if not gen
   or (was_gen and was_gen ~= gen) -- guard: acquire-other-ledger
 then gen = new_gen end
 if subscribers(presence) < 1 then presence = '' end -- guard: acquire-presence-counted
--- The server of the last completed takeover stays until this takeover is complete, so that the next leader can resume it.
+-- The server of the last completed takeover stays until this takeover is complete. The next leader can then resume it.
 local written_on = takeover_run_id
 if not written_on or written_on == '' then written_on = this_server end -- guard: acquire-unfinished
 

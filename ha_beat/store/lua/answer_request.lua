@@ -1,7 +1,7 @@
 -- Answer a request and change a field of the ledger, in one step.
 -- KEYS: lease, ledger, journal, requests, answer, progress
--- ARGV: epoch, nonce, gen, request id, answer, lifetime of the answer in ms, journal size, journal record ('' for none),
---       field of the ledger ('' for none), its new value ('' removes it)
+-- ARGV: epoch, nonce, gen, request id, answer, lifetime of the answer in ms, journal size, journal record ('' for
+--       none), field of the ledger ('' for none), its new value ('' removes it)
 -- Returns {'fenced', code}, {'withdrawn', ''} if the request no longer waits, or {'answered', ''}.
 local lease, ledger, journal, requests, answer_key, progress = unpack(KEYS)
 local epoch, nonce, gen, id, answer, lifetime_ms, journal_size, record, field, value = unpack(ARGV)

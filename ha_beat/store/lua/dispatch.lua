@@ -1,15 +1,15 @@
 -- Enqueue and record a batch atomically.
 -- KEYS: lease, ledger, journal, requests, progress, busy
 -- ARGV: epoch, nonce, gen, run id, journal size, operations as a MessagePack array with, for each,
---       [entry id, expected row, new row ('' for none), request id, step, due instant in ms or 0, ms for which the
---       message keeps its entry busy, '0' if a busy entry refuses the message, else '1', key of the message,
---       journal records, commands as arrays of arguments]
+--       [entry id, expected row, new row ('' removes it), request id, step, time in ms from which the message may be
+--       enqueued (0 for any), ms for which the message keeps its entry busy, '0' if the message is refused while its
+--       entry is busy, else '1', key of the message, journal records, commands as arrays of arguments]
 -- An operation with a request id is one of that request's steps, numbered from 1 and done in order. It does not change
--- the entry's row, and is done at most once, while the request waits.
--- Returns {'fenced', code}, or {'done', number, kind, detail, ...} with three values for each operation that has another
--- answer than 'done': its number, counted from 1, the kind (see AnswerKind) and a detail. The detail is the row for
--- 'moved', a text for 'error' and 'partial', 'entry' for a paused entry, 'unreported' for 'overlap' if it is likely that
--- no worker has received the message, and '' for the others.
+-- the entry's row. It is done at most once, and only while the request waits.
+-- Returns {'fenced', code}, or {'done', number, kind, detail, ...} with three values for each operation that has
+-- another answer than 'done': its number, counted from 1, the kind (see AnswerKind) and a detail. The detail is the row
+-- for 'moved', a text for 'error' and 'partial', 'entry' for a paused entry, 'unreported' for 'overlap' if no worker
+-- has reported an end of any message for the ms above, and '' for the others.
 local lease, ledger, journal, requests, progress, busy = unpack(KEYS)
 local epoch, nonce, gen, expected_run_id, journal_size, packed = unpack(ARGV)
 
@@ -149,8 +149,8 @@ local function run(i, op)
   return kind, detail
 end
 
--- Most of a script's time goes into its calls. Messages for one queue that follow one another are therefore a group: one
--- command pushes them, and another writes their rows. `grouped` has the fields of their entries.
+-- Most of a script's time goes into its calls. Messages for one queue that follow one another are therefore a group:
+-- one command pushes them, and another writes their rows. `grouped` has the fields of their entries.
 local push, members, grouped = {}, {}, {}
 local function send_group()
   if #members == 0 then return end

@@ -1,9 +1,9 @@
 -- Read what a shadow of the ledger needs: the journal's new records, and the pauses.
 -- KEYS: ledger, journal
 -- ARGV: id of the last known record, largest number of records
--- Returns {gen of the ledger, counter of the journal, number of the first new record, texts of the new records, id of the
--- newest record ('' for none), 1 if there are too many new records, so that no texts are returned, pause of the cluster,
--- pauses of entries, 1 if the pauses of an earlier incarnation of the ledger are restored}.
+-- Returns {gen of the ledger, counter of the journal, number of the first new record, texts of the new records, id of
+-- the newest record ('' for none), 1 if there are too many new records, so that no texts are returned, pause of the
+-- cluster, pauses of entries, 1 if the pauses of an earlier incarnation of the ledger are restored}.
 local ledger, journal = KEYS[1], KEYS[2]
 local last_id, most = unpack(ARGV)
 local gen, counter, pause, entry_pauses, paused_gen =

@@ -1,7 +1,7 @@
 -- Write the lease marker in the broker's Redis, unless it names another store.
 -- KEYS: mark
--- ARGV: gen of the store's ledger, place of the store ('' if unknown), its name, ttl of the lease in ms, holder, then gen
---       and n of an abandoned marker that may be replaced ('' for none)
+-- ARGV: gen of the store's ledger, place of the store ('' if unknown), its name, ttl of the lease in ms, holder, then
+--       gen and n of an abandoned marker that may be replaced ('' for none)
 -- Returns {'kept'} or {'foreign', gen, n, place, name, ttl in ms, holder}.
 local mark = KEYS[1]
 local gen, place, name, ttl_ms, holder, abandoned_gen, abandoned_n = unpack(ARGV)

@@ -1,7 +1,7 @@
 -- Write this replica's member record, and read the state of the cluster.
 -- KEYS: members, lease, ledger, journal, dropped
--- ARGV: replica id ('' to write nothing), its record as JSON, '1' to read, '1' to remove old records, age in ms of an old
---       record, number of records above which old ones are removed in any case
+-- ARGV: replica id ('' to write nothing), its record as JSON, '1' to read, '1' to remove old records, age in ms of an
+--       old record, number of records above which old ones are removed in any case
 -- Returns {time in ms}, and if it reads: {time in ms, lease, member records, fields of the ledger (gen, highest epoch,
 -- counter of the journal, pause of the cluster, pauses of entries), length of the journal, number of dropped messages}.
 local members, lease, ledger, journal, dropped = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]

@@ -1,7 +1,7 @@
 -- Renew the lease.
 -- KEYS: lease, ledger, journal, requests
--- ARGV: epoch, nonce, seq, presence channel to register ('' for none), gen, run id, age in ms from which journal records
---       are trimmed ('' for none), scheduling time minus the server's in ms
+-- ARGV: epoch, nonce, seq, presence channel to register ('' for none), gen, run id, age in ms from which journal
+--       records are trimmed ('' for none), scheduling time minus the server's in ms
 -- Returns {'lost', code}, {'late', ''} if an attempt with this seq or a higher one was executed before, or
 -- {'renewed', registered presence channel ('' for none), time in ms, number of waiting requests}.
 local lease, ledger, journal, requests = KEYS[1], KEYS[2], KEYS[3], KEYS[4]

@@ -2,8 +2,8 @@
 -- KEYS: lease, ledger, journal, claims, busy
 -- ARGV: epoch, nonce (both '' if the process that made the claims reports the broker's answers, which no later term may
 --       refuse), journal size, number of claims, then for each claim: its field, the claim, its new state ('' removes
---       it), entry id, new row ('' removes it), '1' if the message was certainly not sent, the rows that the new one may
---       replace, the journal records. In front of both lists stands their length.
+--       it), entry id, new row ('' removes it), '1' if the message was certainly not sent, the rows that the new one
+--       may replace, the journal records. In front of both lists stands their length.
 -- Returns {'fenced', code} or {'done', 1 or 0 for each claim}: 0 if it was resolved before.
 local lease, ledger, journal, claims, busy = unpack(KEYS)
 local epoch, nonce, journal_size, count = unpack(ARGV, 1, 4)
