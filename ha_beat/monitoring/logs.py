@@ -133,7 +133,7 @@ def _dispatch(event: e.Event) -> Line | None:
             return INFO, "Scheduling %s: %s overdue, %s new to the ledger", (entries_text(entries), overdue, new)
         case e.BatchDispatched(size, seconds, already_mine):
             level = WARNING if already_mine else DEBUG
-            message = "Dispatched a batch of %s in %s; %s had been enqueued before, and the reply was lost"
+            message = "Dispatched a batch of %s in %s; %s were enqueued by an earlier attempt without a reply"
             return level, message, (size, duration(seconds), already_mine)
         case e.DispatchFenced(epoch, size, reason, detail):
             why = phrase(reason, detail)

@@ -110,7 +110,7 @@ _PHRASES: Mapping[type[StrEnum], Mapping[str, str]] = {
         LossKind.UNFINISHED_UNREADABLE: "an earlier leader's note on the loss can't be read",
     },
     Verdict: {
-        Verdict.ARMED: "waiting for its first run",
+        Verdict.ARMED: "waiting for its next run",
         Verdict.CLAIMED: "being published",
         Verdict.ENQUEUED: "enqueued",
         Verdict.SKIPPED: "skipped",
