@@ -19,8 +19,8 @@ class TermOrigin:
     """Origin of a term: what its acquisition found, and the circumstances.
 
     ``acquired.term`` is the term before any renewal. ``lost_at`` is the scheduling time at which Redis was last found
-    unreachable, ``None`` if it never was. If Redis is another server process since then, the earlier one did nothing
-    later. ``back_at`` is when Redis was reachable again, on ``Clock.elapsed``.
+    unreachable, ``None`` if it never was. If the server restarted, its earlier process did nothing after that.
+    ``back_at`` is when Redis was reachable again, on ``Clock.elapsed``.
     """
 
     acquired: Acquired
