@@ -1,6 +1,19 @@
 """Reconciliation of the schedule with the ledger: the position of each entry, and the rows to write first.
 
 It changes nothing: the entries are immutable, and the result holds new states and the operations to submit.
+
+An entry starts at the latest position that the ledger, the shadow and its store know. Then (:func:`_place`):
+
+- Known and unchanged: it stays there. Its row is written only if the ledger is behind.
+- New: no instant before its start is due. A single instant is due even if it was saved shortly after it.
+- Edited: no instant before the edit is due.
+- Disabled and enabled again: no instant before now is due, or before the edit if it was edited, too.
+- Disabled while there was no leader: only the newest instant is due, if it is not later than usual.
+- In doubt after a loss of state: the instants up to the loss's floor are skipped, unless the leader catches up.
+
+An instant that the row names as due and that the present schedule lacks is recorded as skipped. ``EntryState.owed`` is
+an instant that is due although the position is past it: a single instant that was moved to the past, or an entry that a
+program has asked to run now.
 """
 
 from __future__ import annotations
