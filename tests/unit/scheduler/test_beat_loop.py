@@ -11,7 +11,7 @@ from ha_beat.testing import SettableClock
 STALL_TIMEOUT = 10.0
 
 
-def test_leader_steps_down_each_time_its_turns_have_failed_for_the_stall_timeout():
+def test_leader_steps_down_whenever_turns_fail_for_the_stall_timeout():
     """It may be elected again while its turns still fail."""
     clock, runtime = SettableClock(), Mock()
     handle = runtime.elector.handle
