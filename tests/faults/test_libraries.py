@@ -263,6 +263,11 @@ class Run:
     def wait_for_runs(self, name: str, since: float) -> None:
         wait_for(lambda: all(self.counts(name, since)[kind] > 3 for kind in LOCKING + COMPLETE), 60, f"runs of {name}")
 
+    def wait_for_free_locks(self, name: str) -> None:
+        """Wait until the tasks with a lock have just run. A message in doubt would keep its lock for ever."""
+        before = self.counts(name)
+        wait_for(lambda: all(self.counts(name)[kind] > before[kind] for kind in LOCKING), 30, f"runs of {name}")
+
 
 def in_doubt(record: VerdictRecord) -> bool:
     """True if the broker may or may not have taken the message when it stopped."""
@@ -283,6 +288,7 @@ def test_libraries_work_on_after_an_outage_of_the_broker(tmp_path: Path, redis_s
         with run.stack:
             run.wait_for_runs("stock", 0.0)
             run.wait_for_runs("ours", 0.0)
+            run.wait_for_free_locks("ours")
             ready = time.time()
             broker.stop()
             time.sleep(12)

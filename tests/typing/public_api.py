@@ -1,5 +1,7 @@
 """Program that uses the whole public API. mypy checks it in strict mode, and a test runs it."""
 
+from __future__ import annotations  # the oldest Celery's Task is not generic at run time
+
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
