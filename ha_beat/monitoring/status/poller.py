@@ -100,7 +100,6 @@ class Poller(RepeatingThread):
         super().__init__(name="ha_beat-poller", interval=interval, clock=clock, emit=emit)
         status.memory.poll_now = self.wake
         self._status = status
-        self._clock = clock
         self._full = full
         journal = Journal(client, keys)
         self._members = Members(client, keys)
@@ -110,7 +109,6 @@ class Poller(RepeatingThread):
         self._checker = InvariantChecker(self._members, journal, emit)
         self._check_at = float("-inf")
         self._compare_clocks = compare_clocks
-        self._emit = emit
         #: Unreadable records that were reported.
         self._reported: set[str] = set()
         #: True once the member record is removed.
